@@ -1,0 +1,1 @@
+"""Scripts that turn raw files into TFRecord folders. Nothing here is imported by training."""
