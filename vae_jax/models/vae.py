@@ -1,0 +1,161 @@
+"""Encoder and decoder of every VAE here: dense, convolutional and LSTM families under one interface. No losses inside.
+
+    Encoder: x [b, h, w, c] in [0, 1], condition [b, k] or None -> mean [b, d], logvar [b, d]
+    Decoder: z [b, d], condition, x (only an autoregressive LSTM looks at it) -> {'x': [b, h, w, channels], ...}
+
+`hidden` is read from the picture to the code: widths of dense layers, channels of stride-2 convolutions, LSTM units.
+The decoder reads it backwards.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vae_jax.layers.convolutions import Conv, ToImage, ToVector, Up
+from vae_jax.layers.recurrent import Lstm
+
+FAMILIES = ("dense", "conv", "lstm")
+ACTIVATIONS = ("relu", "tanh", "gelu", "linear")
+# e^-12 .. e^12: far outside what a trained posterior uses, but exp stays finite in float32.
+LOGVAR_LIMIT = 12.0
+
+
+class Gated(nn.Module):
+    """Linear x sigmoid(linear) (Tomczak & Welling 2018, VampPrior), as one matrix product."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        a, b = jnp.split(nn.Dense(2 * self.features, dtype=self.dtype)(x), 2, axis=-1)
+        return a * jax.nn.sigmoid(b)
+
+
+def dense_layers(x, widths, activation: str, dtype):
+    for width in widths:
+        x = Gated(width, dtype)(x) if activation == "gated" else act(activation)(nn.Dense(width, dtype=dtype)(x))
+    return x
+
+
+def act(name: str):
+    return dict(zip(ACTIVATIONS, (nn.relu, nn.tanh, nn.gelu, lambda x: x)))[name]
+
+
+def join(x, condition):
+    """Appends the condition to the last axis, at every step of a sequence."""
+    if condition is None:
+        return x
+    c = condition.reshape(condition.shape[:1] + (1,) * (x.ndim - 2) + condition.shape[1:])
+    return jnp.concatenate([x, jnp.broadcast_to(c, x.shape[:-1] + c.shape[-1:]).astype(x.dtype)], axis=-1)
+
+
+class Encoder(nn.Module):
+    family: str
+    hidden: tuple[int, ...]
+    latent: int
+    activation: str = "relu"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_bhwc, condition=None):
+        x = x_bhwc.astype(self.dtype)
+        if self.family == "conv":
+            for channels in self.hidden:
+                x = act(self.activation)(Conv(channels, stride=2, dtype=self.dtype)(x))
+            moments = ToVector(2 * self.latent, name="moments")(x)
+            if condition is not None:  # the same as appending the condition to the flat picture
+                moments += nn.Dense(2 * self.latent, use_bias=False, name="condition")(condition)
+            return _moments(moments)
+        if self.family == "lstm":
+            x = join(x.reshape(*x.shape[:2], -1), condition)
+            for units in self.hidden:
+                x = Lstm(units, self.dtype)(x)
+            x = x[:, -1]
+        else:
+            x = dense_layers(join(x.reshape(x.shape[0], -1), condition), self.hidden, self.activation, self.dtype)
+        return _moments(nn.Dense(2 * self.latent, name="moments")(x.astype(jnp.float32)))
+
+
+def _moments(x):
+    """[b, 2d] -> mean, logvar in float32: the KL and the draw need the precision, and they are small."""
+    mean, logvar = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return mean, jnp.clip(logvar, -LOGVAR_LIMIT, LOGVAR_LIMIT)
+
+
+class RowDecoder(nn.Module):
+    """LSTM over the rows of a picture, z at every step; `autoregressive` also reads the row before.
+
+    A strong decoder: it can do without z, which is what rows A10 and M5 of the ledger show and cure.
+    """
+
+    hidden: tuple[int, ...]
+    columns: int  # outputs a row
+    autoregressive: bool
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        self.layers = [Lstm(units, self.dtype) for units in self.hidden[::-1]]
+        self.out = nn.Dense(self.columns, dtype=self.dtype)
+
+    def __call__(self, z_bd, steps: int, rows_btc=None):
+        """Outputs [b, steps, columns]; `rows_btc` are the true rows, of which step t of an autoregressive decoder sees row t-1."""
+        x = jnp.broadcast_to(z_bd[:, None], (z_bd.shape[0], steps, z_bd.shape[1]))
+        if self.autoregressive:
+            x = jnp.concatenate([x, jnp.pad(rows_btc, ((0, 0), (1, 0), (0, 0)))[:, :-1].astype(self.dtype)], axis=-1)
+        for layer in self.layers:
+            x = layer(x)
+        return self.out(x)
+
+    def generate(self, z_bd, first_bc, feedback, steps: int):
+        """The same on its own rows: `feedback(outputs [b, columns], t)` makes the next input from an output."""
+
+        def step(module, carry, t):
+            states, row = carry
+            x, new = jnp.concatenate([z_bd, row.astype(module.dtype)], axis=-1), []
+            for layer, state in zip(module.layers, states):
+                state, x = layer.step(state, x)
+                new.append(state)
+            outputs = module.out(x)
+            return (new, feedback(outputs, t)), outputs
+
+        carry = ([layer.start(z_bd.shape[0]) for layer in self.layers], first_bc)
+        scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False}, out_axes=1)
+        return scan(self, carry, jnp.arange(steps))[1]
+
+
+class Decoder(nn.Module):
+    """`shape` is (h, w, channels the likelihood asks for). `learned_sigma` adds one scalar noise level, as 'log_sigma'."""
+
+    family: str
+    hidden: tuple[int, ...]
+    shape: tuple[int, int, int]
+    activation: str = "relu"
+    learned_sigma: bool = False
+    autoregressive: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, z_bd, condition=None, x_bhwc=None, feedback=None):
+        """An autoregressive decoder reads the true rows of `x_bhwc`, or its own: feedback(outputs {'x': [b, 1, w, channels]}, t) -> [b, 1, w, c]."""
+        h, w, c = self.shape
+        z = join(z_bd, condition).astype(self.dtype)
+        noise = {"log_sigma": self.param("log_sigma", nn.initializers.zeros, ())} if self.learned_sigma else {}
+        if self.family == "conv":
+            n = len(self.hidden)
+            y = act(self.activation)(ToImage((h >> n, w >> n, self.hidden[-1]), dtype=self.dtype)(z))
+            for channels in self.hidden[-2::-1]:
+                y = act(self.activation)(Up(channels, dtype=self.dtype)(y))
+            y = Up(c, dtype=self.dtype, name="out")(y)
+        elif self.family == "lstm":
+            rows = RowDecoder(self.hidden, w * c, self.autoregressive, self.dtype, name="rows")
+            if feedback is None:
+                y = rows(z, h, x_bhwc.reshape(*x_bhwc.shape[:2], -1) if self.autoregressive else None)
+            else:
+                next_row = lambda y_bc, t: feedback({"x": y_bc.reshape(-1, 1, w, c).astype(jnp.float32), **noise}, t).reshape(y_bc.shape[0], -1)
+                first = jnp.zeros_like(next_row(jnp.zeros((z.shape[0], w * c)), 0))
+                y = rows.generate(z, first, next_row, h)
+        else:
+            y = dense_layers(z, self.hidden[::-1], self.activation, self.dtype)
+            y = nn.Dense(h * w * c, dtype=self.dtype, name="out")(y)
+        return {"x": y.reshape(-1, h, w, c).astype(jnp.float32), **noise}
