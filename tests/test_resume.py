@@ -1,0 +1,121 @@
+"""A run that is killed and started again equals an unbroken one bit for bit; signals save and leave; bad runs say why."""
+
+import json
+import random
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import launch
+import toys
+from vae_jax import checkpoint, records, session, tasks
+from vae_jax import config as configs
+from vae_jax import mesh as meshes
+from vae_jax import update as updates
+
+STEPS = 400
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    config = launch.write_config(folder, toys.pictures(folder / "data"), STEPS)
+    whole = launch.run("train", f"--config={config}", f"--workdir={folder / 'whole'}")
+    assert whole.returncode == 0, whole.stderr
+    return folder, config
+
+
+def everything(workdir):
+    """All that must be equal: every leaf of the last checkpoint, the loop's progress, and the log without perf/."""
+    config, mesh = configs.read(workdir), meshes.make(1)
+    spec = records.Spec.from_dict(json.loads((workdir / "spec.json").read_text()))
+    task = tasks.get(config, spec)
+    shapes = jax.eval_shape(lambda b: updates.init_state(task, config, b), session.example(spec, config.data.batch))
+    target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=meshes.replicated(mesh)), shapes)
+    state, meta, step = checkpoint.Checkpoints(workdir / "checkpoints").restore(target)
+    leaves = {jax.tree_util.keystr(k): v for k, v in jax.tree.leaves_with_path(state.replace(key=jax.random.key_data(state.key)))}
+    log = [{k: v for k, v in line.items() if not k.startswith("perf/")} for line in launch.lines(workdir)]
+    return leaves, meta, step, log
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_killed_and_resumed_equals_unbroken(setup, seed):
+    folder, config = setup
+    workdir, at = folder / f"killed{seed}", random.Random(seed).randrange(40, STEPS - 60)
+    broken = launch.start("train", f"--config={config}", f"--workdir={workdir}")
+    launch.wait_for_step(workdir, at, broken)
+    broken.send_signal(signal.SIGKILL)
+    broken.communicate()
+    assert broken.returncode == -signal.SIGKILL
+    assert checkpoint.Checkpoints(workdir / "checkpoints").latest() != STEPS, "killed too late to test anything"
+    again = launch.run("train", f"--config={config}", f"--workdir={workdir}")
+    assert again.returncode == 0, again.stderr
+    (ours, meta, step, log), (expected, expected_meta, expected_step, expected_log) = everything(workdir), everything(folder / "whole")
+    assert ours.keys() == expected.keys() and len(ours) > 20
+    for name in expected:
+        np.testing.assert_array_equal(ours[name], expected[name], err_msg=name)
+    assert log == expected_log
+    assert step == expected_step == STEPS and meta == expected_meta and meta["progress"]["best"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_and_leave(setup, number):
+    folder, config = setup
+    workdir = folder / f"signal{number}"
+    process = launch.start("train", f"--config={config}", f"--workdir={workdir}")
+    launch.wait_for_step(workdir, 60, process)
+    process.send_signal(number)
+    out, err = launch.finish(process)
+    assert process.returncode == 0, err
+    assert "left on request" in out and "Traceback" not in err
+    step = checkpoint.Checkpoints(workdir / "checkpoints").latest()
+    assert step is not None and f"saved step {step}" in out
+    again = launch.run("train", f"--config={config}", f"--workdir={workdir}")
+    assert again.returncode == 0, again.stderr
+    assert everything(workdir)[3] == everything(folder / "whole")[3]
+
+
+def test_another_experiment_in_the_workdir_is_refused(setup):
+    folder, config = setup
+    found = launch.run("train", f"--config={config}", f"--workdir={folder / 'whole'}", "--config.optim.lr=0.5", "--config.run.steps=999")
+    assert found.returncode == 2 and "optim.lr: 0.002 stored, 0.5 given" in found.stderr and "Traceback" not in found.stderr
+    assert "run.steps" not in found.stderr
+
+
+def test_a_longer_run_goes_on(setup):
+    folder, config = setup
+    shutil.copytree(folder / "whole", folder / "longer")
+    found = launch.run("train", f"--config={config}", f"--workdir={folder / 'longer'}", f"--config.run.steps={STEPS + 20}")
+    assert found.returncode == 0, found.stderr
+    assert launch.lines(folder / "longer")[-1]["step"] == STEPS + 20
+
+
+def test_a_value_that_is_not_finite_stops_the_run_and_is_never_saved(setup):
+    folder, config = setup
+    workdir = folder / "nan"
+    # It goes wrong a few steps in, is saved at every step, and the log looks only at step 50.
+    found = launch.run("train", f"--config={config}", f"--workdir={workdir}", "--config.optim.lr=1e18", "--config.optim.clip=0.0",
+                       "--config.run.save_every=1", "--config.run.log_every=50")
+    assert found.returncode == 2 and "were not finite" in found.stderr and "Traceback" not in found.stderr
+    tree, step = checkpoint.read_tree(workdir / "checkpoints", ("params",))
+    assert 0 < step < 50 and all(np.isfinite(v).all() for v in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("flag, sentence", [
+    ("--config.data.dir=nowhere", "nowhere"), ("--config.data.batch=0", "config.data.batch"), ("--config.model.family=cubist", "config.model.family"),
+    ("--config.optim.lr=fast", "lr"), ("--config.data.train=trian", "trian"), ("--config.nonsense=1", "nonsense"), ("--config.task=poetry", "poetry")])
+def test_mistakes_are_one_sentence(setup, flag, sentence):
+    folder, config = setup
+    found = launch.run("train", f"--config={config}", f"--workdir={folder / 'mistake'}", flag)
+    assert found.returncode == 2 and sentence in found.stderr, found.stderr
+    assert "Traceback" not in found.stderr and len(found.stderr.strip().splitlines()) <= 2, found.stderr
+    assert not (folder / "mistake" / "config.json").exists(), "the corrected command must not be refused"
+
+
+def test_config_with_another_verb_is_one_error(setup):
+    folder, config = setup
+    found = launch.run("evaluate", f"--config={config}", f"--workdir={folder / 'whole'}")
+    assert found.returncode == 2 and "config" in found.stderr and "Traceback" not in found.stderr

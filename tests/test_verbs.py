@@ -1,0 +1,93 @@
+"""Every verb from the command line, on one small trained run."""
+
+import html
+import json
+
+import numpy as np
+import pytest
+
+import launch
+import toys
+from vae_jax import records
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("verbs")
+    config = launch.write_config(folder, toys.pictures(folder / "data"), 60)
+    made = launch.run("train", f"--config={config}", f"--workdir={folder / 'run'}")
+    assert made.returncode == 0, made.stderr
+    return folder, config
+
+
+def verb(name, *flags, **options):
+    found = launch.run(name, *flags, **options)
+    assert found.returncode == 0 and "Traceback" not in found.stderr, found.stderr
+    return found.stdout
+
+
+def test_evaluate(setup):
+    folder, _ = setup
+    verb("evaluate", f"--workdir={folder / 'run'}", "--measure=nll:50", devices=4)  # 12 and 100 do not divide over 4: rounded up
+    results = json.loads((folder / "run" / "evaluation.json").read_text())["results"]
+    logged = {k: v for line in launch.lines(folder / "run") for k, v in line.items() if line["step"] == 60}
+    assert results["eval/test/nll"] < results["eval/test/loss"] and results["eval/test/nll_samples"] == 50
+    train, test = (records.open_split(folder / "data", k).read_all(["image"])["image"] / 255.0 for k in ("train", "test"))
+    assert results["eval/test/mean_picture_mse"] == pytest.approx(((test - train.mean(0)) ** 2).mean(), rel=1e-6)
+    assert 0 <= results["eval/test/mutual_information"] <= results["eval/test/mutual_information_limit"]
+    assert logged["eval/test/loss"] == pytest.approx(results["eval/test/loss"], rel=0.05)  # the best checkpoint may be an earlier one
+
+
+def test_sample_repeats_by_seed(setup):
+    folder, _ = setup
+    paths = [verb("sample", f"--workdir={folder / 'run'}", "--count=5", f"--seed={seed}").split()[-1] for seed in (1, 1, 2)]
+    arrays = [np.load(p.replace(".png", ".npz"))["mean"] for p in paths]
+    assert arrays[0].shape == (5, 8, 8, 1) and paths[0] == paths[1] != paths[2]
+    assert not np.array_equal(arrays[0], arrays[2])
+
+
+def test_reconstruct_reports_the_error_it_shows(setup):
+    folder, _ = setup
+    out = verb("reconstruct", f"--workdir={folder / 'run'}", f"--data={folder / 'data'}", "--split=test[:7]")
+    rows = np.load(out.split()[-1].replace(".png", ".npz"))
+    mse = ((rows["original"] / 255.0 - rows["reconstruction"]) ** 2).reshape(7, -1).mean(1)
+    np.testing.assert_allclose(rows["mse"], mse, rtol=1e-4)
+    assert f"{mse.mean():.5f}" in out
+
+
+def test_report_is_a_page_that_loads_nothing_from_elsewhere(setup):
+    folder, _ = setup
+    page = open(verb("report", f"--workdir={folder / 'run'}", "--animate").split()[-1]).read()
+    assert "Content-Security-Policy" in page and html.escape("default-src 'none'") in page
+    assert "http://" not in page and "https://" not in page and "<script" not in page
+    assert (folder / "run" / "report" / "training.gif").exists() and "reconstructions.png" in page
+
+
+def test_bench_prints_its_figures(setup):
+    _, config = setup
+    found = json.loads(verb("bench", f"--config={config}", "--steps=3"))
+    assert found["step_ms"] > 0 and found["flops_per_step"] > 0 and 0 <= found["input_wait_share"] <= 1
+    assert found["batch"] == 16 and found["parameters"] > 64 * 16
+
+
+def test_reproduce_writes_its_row_and_says_what_was_not_met(setup):
+    folder, config = setup
+    text = open(config).read().replace('name="toy"', 'name="toy-row", measures={"nll": 20}, targets=(Target("eval/test/nll", 0.0, "<=", source="nobody"), '
+                                       'Target("eval/test/loss", 1e6, "<=", source="anybody"), Target("eval/test/beauty", 1.0, ">=", source="none"))')
+    path = folder / "targets.py"
+    path.write_text(text.replace("Optim, Run", "Optim, Run, Target"))
+    out = verb("reproduce", f"--config={path}", f"--workdir={folder / 'row'}", cwd=folder)
+    row = json.loads((folder / "experiments" / "results" / "toy-row.json").read_text())
+    assert [t["met"] for t in row["targets"]] == [False, True, False] and row["targets"][2]["ours"] is None
+    assert row["seed"] == 5 and row["steps"] == 60 and out.count("NOT MET") == 2 and "seed 5" in out
+
+
+def test_verify_says_where_a_data_set_is_damaged(setup):
+    folder, _ = setup
+    assert "whole" in verb("verify", f"--data={folder / 'data'}")
+    shard = next((folder / "data").glob("*-test.tfrecord-*"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    found = launch.run("verify", f"--data={folder / 'data'}")
+    shard.write_bytes(whole)
+    assert found.returncode == 2 and shard.name in found.stderr and "record 0" in found.stderr and "Traceback" not in found.stderr

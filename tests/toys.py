@@ -1,0 +1,61 @@
+"""The smallest tasks and data sets that exercise the engine, shared by its tests."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae_jax import records
+from vae_jax.config import Config, Data, Eval, Optim, Run
+from vae_jax.tasks import Move, Task
+
+
+def two_players(gate=None, every: int = 3) -> Task:
+    """A 'gen' that fits a line through the batch and a 'dis' that fits its mean, updated every `every` steps; both keep a count."""
+
+    def init(key, batch):
+        counts = {p: {"count": jnp.zeros(())} for p in ("gen", "dis", "frozen")}
+        return {"gen": {"kernel": jax.random.normal(key, (2, 2))}, "dis": {"bias": jnp.zeros(2)}, "frozen": {"bias": jnp.ones(2)}}, counts
+
+    def count_all(variables):  # writes to every player's variables, of which an update may keep only its own
+        return jax.tree.map(lambda c: c + 1, variables)
+
+    def gen(params, variables, batch, key, step):
+        x = batch["x"]
+        loss = jnp.mean((x @ params["gen"]["kernel"] + params["frozen"]["bias"] - 2 * x) ** 2) + 0 * jnp.sum(params["dis"]["bias"])
+        return loss, (count_all(variables), {"gen_loss": loss, "loss": loss})
+
+    def dis(params, variables, batch, key, step):
+        noise = 0.01 * jax.random.normal(key, (2,))
+        loss = jnp.mean((batch["x"] + noise - params["dis"]["bias"]) ** 2) + jnp.sum(params["gen"]["kernel"] ** 2)
+        return loss, (count_all(variables), {"dis_loss": loss})
+
+    def metrics(params, variables, batch, key):
+        return {"loss": jnp.sum((batch["x"] @ params["gen"]["kernel"] - 2 * batch["x"]) ** 2, -1)}
+
+    return Task(init=init, moves={"gen": Move(("gen",), gen, gate), "dis": Move(("dis",), dis)}, metrics=metrics,
+                schedule=lambda step: ("gen", "dis") if step % every == 0 else ("gen",), summary=lambda s, q, n: {"loss": s["loss"] / n})
+
+
+def config(**optim) -> Config:
+    return Config(seed=3, optim=Optim(**{"lr": 0.1, "decay_steps": 100, **optim}), data=Data(dir="unused", batch=8), eval=Eval(batch=8), run=Run(steps=100))
+
+
+def batch(seed: int = 0, n: int = 8) -> dict:
+    return {"x": jnp.asarray(np.random.default_rng(seed).normal(size=(n, 2)), jnp.float32)}
+
+
+def pictures(folder, counts=None, size: int = 8, seed: int = 0) -> str:
+    """A tiny data set of grey pictures with two classes: a bright left or right half under noise. Returns its folder."""
+    rng = np.random.default_rng(seed)
+    fields = {"image": records.Field((size, size, 1), "uint8"), "label": records.Field((), "int64", ("left", "right"))}
+
+    def examples(n):
+        for i in range(n):
+            image = rng.integers(0, 90, (size, size, 1), np.uint8)
+            half = slice(0, size // 2) if i % 2 == 0 else slice(size // 2, size)
+            image[:, half] += np.uint8(120)
+            yield {"image": image, "label": i % 2}
+
+    counts = counts or {"train": 96, "validation": 24, "test": 27}
+    records.write(folder, "toy", fields, {name: examples(n) for name, n in counts.items()})
+    return str(folder)

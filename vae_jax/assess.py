@@ -1,0 +1,146 @@
+"""Whole-split figures of a trained run beyond what training logs: dear measures, linear baselines, information, factors, a judge's verdict.
+
+Every function takes an opened run and returns {path: value} with paths like those of metrics.jsonl.
+"""
+
+import math
+import time
+
+import jax
+import numpy as np
+
+from vae_jax import data as datas
+from vae_jax import evaluate, session
+from vae_jax.config import UserError
+from vae_jax.latents import pca, probes, statistics
+from vae_jax.media import measures as picture_measures
+
+ENCODED = 10_000  # examples of a split that are encoded for information, factors and baselines
+JUDGED = 2_000  # prior samples shown to a judge
+PRESENT = 0.01  # share of the samples from which on a class counts as present
+
+
+def assess(run: session.Session, measures=(), measure_batch: int = 100, judge: str = "", interrupted=lambda: False) -> dict | None:
+    """All figures of a run; None if interrupted. measures: (name, amount) pairs of `Task.measures`, over the whole test split."""
+    sources = session.sources(run)
+    found = splits(run, sources, interrupted)
+    if found is None:
+        return None
+    found |= codes_and_pictures(run, sources)
+    if judge:
+        found |= judged(run, judge)
+    for name, amount in measures:
+        if "test" not in sources:
+            raise UserError(f"{run.workdir} has no test split (config.data.test is empty), so {name!r} cannot be measured.")
+        values = measure(run, sources["test"], name, amount, measure_batch, interrupted)
+        if values is None:
+            return None
+        found |= values
+    return found
+
+
+def splits(run, sources: dict, interrupted=lambda: False) -> dict | None:
+    """The task's own summary over every whole split, as training reports it."""
+    found, key = {}, jax.random.key(run.config.seed + 1)
+    sums = evaluate.make_sums(run.task.metrics, run.mesh)
+    for role, source in sources.items():
+        values = evaluate.evaluate(sums, run.task.summary, run.params, run.variables, source, run.mesh, run.config.eval.batch, key, 0, interrupted)
+        if values is None:
+            return None
+        found |= {f"eval/{role}/{name}": v for name, v in values.items()}
+    return found
+
+
+def measure(run, source: datas.Source, name: str, amount: int, batch: int, interrupted=lambda: False) -> dict | None:
+    """One of the task's dear measures over a whole split, with standard error, amount and seconds. Raises UserError if there is none such."""
+    if name not in run.task.measures:
+        raise UserError(f"{name!r} is not among this task's measures: {', '.join(run.task.measures) or 'it has none'}.")
+    begin = time.monotonic()
+    sums = evaluate.make_sums(lambda p, v, b, k: run.task.measures[name](p, v, b, k, amount), run.mesh)
+
+    def summary(sums, squares, count):
+        return {k: v / count for k, v in sums.items()} | {f"{k}_error": evaluate.standard_error(v, squares[k], count) for k, v in sums.items()}
+
+    key = jax.random.key(run.config.seed + 1)
+    values = evaluate.evaluate(sums, summary, run.params, run.variables, source, run.mesh, batch, key, 0, interrupted)
+    if values is None:
+        return None
+    found = {f"eval/test/{k}": v for k, v in values.items()}
+    return found | {f"eval/test/{name}_samples": amount, f"perf/{name}_seconds": time.monotonic() - begin}
+
+
+def codes_and_pictures(run, sources: dict) -> dict:
+    """Held out, beside PCA as wide as the code and the mean training picture: squared error and overlap at threshold 0.5. Of the
+    codes: information about the picture in nats (it cannot exceed log n), and how well directions follow the factors stored with the data."""
+    if run.task.encode is None or run.task.decode is None or "test" not in sources or "image" not in sources["test"].fields:
+        return {}
+
+    def rebuild(params, variables, batch):
+        code = run.task.encode(params, variables, batch)
+        made = run.task.decode(params, variables, code["mean"], run.task.condition and run.task.condition(batch))
+        return {**code, "made": made["image"], **{k: batch[k] for k in ("image", *_factors(run))}}
+
+    held = evaluate.collect(rebuild, run.params, run.variables, sources["test"], run.mesh, run.config.eval.batch, ENCODED)
+    width = held["mean"].shape[1]
+    train = sources["train"].read(np.arange(min(len(sources["train"]), 60_000)))["image"]
+    linear, shape = pca.fit(train, width), held["image"].shape
+    made = {"model": held["made"], f"pca_{width}": pca.reconstruct(linear, pca.project(linear, held["image"])).reshape(shape),
+            "mean_picture": np.broadcast_to(linear.mean.reshape(shape[1:]), shape)}
+    found = {}
+    for name, pictures in made.items():
+        found[f"eval/test/{name}_mse"] = picture_measures.mse(held["image"], pictures).mean()
+        found[f"eval/test/{name}_iou"] = picture_measures.iou(held["image"], pictures).mean()
+    if "logvar" in held:
+        information, error = statistics.mutual_information(held["mean"], held["logvar"])
+        found |= {"eval/test/mutual_information": information, "eval/test/mutual_information_error": error,
+                  "eval/test/mutual_information_limit": math.log(len(held["mean"]))}
+        moments = statistics.moments(statistics.draw(held["mean"], held["logvar"]))
+        found |= {f"eval/test/aggregate_{name}/{i:03d}": v for name, values in moments.items() for i, v in enumerate(values)}
+    return {k: float(v) for k, v in (found | _followed(run, sources)).items()}
+
+
+def _factors(run) -> list[str]:
+    """Known factors stored with the pictures: float fields."""
+    return [name for name, f in run.spec.fields.items() if f.dtype == "float32"]
+
+
+def _followed(run, sources) -> dict:
+    """Correlation of each stored factor with its best direction of the code, both within the training split, where factors vary:
+    fitted on four fifths of its groups of sources, scored on the others."""
+    names = _factors(run)
+    if not names:
+        return {}
+    rows = evaluate.collect(lambda p, v, b: {"mean": run.task.encode(p, v, b)["mean"], **{k: b[k] for k in names}},
+                            run.params, run.variables, sources["train"], run.mesh, run.config.eval.batch, ENCODED)
+    groups = np.asarray(sources["train"].split.read(np.arange(len(rows["mean"])), ["group"])["group"])
+    distinct, found = np.unique(groups), {}
+    fit = np.isin(groups, distinct[: max(1, int(0.8 * len(distinct)))])
+    if fit.all():
+        return {}
+    for name in names:
+        factor = rows[name].reshape(len(rows[name]), -1)
+        correlation, _ = probes.factor_correlation(rows["mean"][fit], factor[fit], rows["mean"][~fit], factor[~fit])
+        found |= {f"eval/train/factor_{name}_{i}": abs(c) for i, c in enumerate(correlation)}
+    return found
+
+
+def judged(run, judge: str) -> dict:
+    """What a classifier trained on real pictures says of prior samples: classes present, mean confidence; and its own held-out accuracy."""
+    other = session.open_run(judge)
+    if other.config.task != "classifier":
+        raise UserError(f"{judge} is no classifier (its task is {other.config.task!r}); train experiments/judge.py.")
+    if run.task.sample is None:
+        raise UserError(f"the task {run.config.task!r} has no samples for a judge to look at.")
+    if not other.config.data.test or other.spec.fields["image"].shape != run.spec.fields["image"].shape:
+        raise UserError(f"{judge} cannot judge this run: it needs a test split, and pictures of the same shape as this run's.")
+    request = {"temperature": np.ones(JUDGED, np.float32)}
+    if run.task.condition:
+        request["label"] = (np.arange(JUDGED) % len(run.spec.fields["label"].labels)).astype(np.int32)
+    made = jax.jit(run.task.sample)(run.params, run.variables, jax.random.key(run.config.seed + 3), request)["image/mean"]
+    chance = jax.nn.softmax(other.task.encode(other.params, other.variables, {"image": made})["logits"])
+    share = np.bincount(np.argmax(chance, -1), minlength=chance.shape[-1]) / JUDGED
+    accuracy = splits(other, session.sources(other, ("test",)))["eval/test/accuracy"]
+    found = {"judge/classes": int((share >= PRESENT).sum()), "judge/confidence": float(np.max(chance, -1).mean()), "judge/accuracy": accuracy}
+    if run.task.condition:
+        found["judge/agreement"] = float(np.mean(np.argmax(chance, -1) == request["label"]))
+    return found

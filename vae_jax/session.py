@@ -1,0 +1,180 @@
+"""What a run is to the code around the loop: its stored data description, its weights opened for use, and the wish to leave."""
+
+import io
+import json
+import os
+import signal
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from vae_jax import checkpoint, records, tasks
+from vae_jax import config as configs
+from vae_jax import data as datas
+from vae_jax import mesh as meshes
+from vae_jax import update as updates
+from vae_jax.config import Config, UserError
+
+
+class Leaving:
+    """The wish to leave: SIGTERM or Ctrl-C. `now()` is asked at every step and every batch of evaluation or sampling.
+
+    One process just remembers the signal. Several must leave at the same point, so there jax's preemption service takes
+    SIGTERM and agrees on it, and Ctrl-C is passed on to it as SIGTERM; `now()` must be asked equally often everywhere.
+    A second Ctrl-C leaves at once. Use as a context: the handlers go back at its end.
+    """
+
+    def __enter__(self):
+        self.asked, self.agreed, self.interrupts, self.several = 0, False, 0, jax.process_count() > 1
+        handlers = {signal.SIGINT: self._interrupt} | ({} if self.several else {signal.SIGTERM: self._terminate})
+        self.old = {s: signal.signal(s, h) for s, h in handlers.items()}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+    def now(self) -> bool:
+        self.asked += 1
+        if self.several:
+            self.agreed = self.agreed or multihost_utils.reached_preemption_sync_point(self.asked)
+        return self.agreed
+
+    def _terminate(self, *_):
+        self.agreed = True
+
+    def _interrupt(self, *_):
+        self.interrupts += 1
+        if self.interrupts > 1:
+            os._exit(130)
+        print("\nCtrl-C: saving and leaving; once more leaves at once.", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Session(NamedTuple):
+    """A trained run, opened for use. params are the averaged ones where an average is kept."""
+
+    workdir: epath.Path
+    config: Config
+    spec: records.Spec
+    task: tasks.Task
+    mesh: Any
+    params: dict
+    variables: dict
+    step: int
+
+
+def folder(workdir: str) -> epath.Path:
+    """The run folder as a path that stays right: orbax takes absolute ones only."""
+    return epath.Path(workdir if "://" in str(workdir) else os.path.abspath(workdir))
+
+
+def write_json(path: epath.Path, value) -> None:
+    """Writes a small JSON file whole or not at all."""
+    partial = path.parent / f"{path.name}.partial"
+    partial.write_text(json.dumps(value, indent=1))
+    partial.replace(path)
+
+
+def write_npz(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes arrays compressed, on any file system."""
+    data = io.BytesIO()
+    np.savez_compressed(data, **arrays)
+    path.write_bytes(data.getvalue())
+
+
+def same_spec(workdir: epath.Path, spec: records.Spec) -> records.Spec:
+    """The data description `spec`. Raises UserError if WORKDIR was started with other data: their digest tells, wherever they lie."""
+    path = workdir / "spec.json"
+    if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(spec.to_dict())):
+        raise UserError(f"the data set is not the one {workdir} was started with ({path} differs from it): give the old data, or another --workdir.")
+    return spec
+
+
+def store(workdir: epath.Path, config: Config, spec: records.Spec) -> None:
+    """Keeps configuration and data description in the run folder: every other verb reads them there, and sampling needs no data."""
+    if meshes.is_main():
+        write_json(workdir / "spec.json", spec.to_dict())
+        write_json(workdir / "config.json", configs.to_dict(config))
+
+
+def open_run(workdir: str, which: str = "best") -> Session:
+    """The run in WORKDIR at its best checkpoint (else its newest), its newest, or a step number. Raises UserError."""
+    config, workdir = configs.read(workdir), folder(workdir)
+    try:
+        spec = records.Spec.from_dict(json.loads((workdir / "spec.json").read_text()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{workdir / 'spec.json'} is missing or damaged ({error}). Copy it from a backup, or train into a new --workdir.") from None
+    # Trained on four devices, opened on one: the count is the training's.
+    task, mesh = tasks.get(config, spec), meshes.make(min(config.run.devices, jax.device_count()) if jax.process_count() == 1 else 0)
+    checkpoints, step = _pick(workdir, which)
+    tree, step = checkpoint.read_tree(checkpoints, ("params", "variables", "ema"), step)
+    shapes = jax.eval_shape(task.init, jax.random.key(0), example(spec, 1))  # a player may have no parameters, which leave no trace in a file
+    params = {player: tree.get("ema", {}).get(player) or tree["params"].get(player, {}) for player in shapes[0]}
+    variables = {player: tree.get("variables", {}).get(player, {}) for player in shapes[1]}
+    return Session(workdir, config, spec, task, mesh, *jax.device_put((params, variables), meshes.replicated(mesh)), step)
+
+
+def example(spec: records.Spec, batch: int) -> dict[str, np.ndarray]:
+    """A batch of zeros with the fields and shapes of the data."""
+    fields = {name: np.zeros((batch, *f.shape), f.dtype) for name, f in spec.fields.items() if f.dtype != "str"}
+    return fields | {"index": np.zeros(batch, np.int32)}
+
+
+def sources(run: Session, roles=("train", "validation", "test")) -> dict:
+    """{role: Source} of the splits the run's configuration names."""
+    data = run.config.data
+    return {role: datas.Source(data.dir, getattr(data, role), data.memory_mb) for role in roles if getattr(data, role)}
+
+
+def _pick(workdir, which):
+    """(folder of checkpoints, step or None for the newest)."""
+    if which == "best":
+        found = {checkpoint.newest(p): p for p in sorted(workdir.iterdir()) if p.name.startswith("best_")}
+        if None in found:
+            checkpoint.say(f"{found.pop(None)} holds no whole checkpoint and is passed over.")
+        if found:
+            return found[max(found)], max(found)
+    if which in ("best", "newest"):
+        return workdir / "checkpoints", None
+    if not which.isdigit():
+        raise UserError(f"--checkpoint={which} should be best, newest, or a step number.")
+    return workdir / "checkpoints", int(which)
+
+
+def start_from(state: updates.TrainState, config: Config, workdir: epath.Path, mesh) -> updates.TrainState:
+    """After init, never on resume: players named in config.start_from take the weights of other runs.
+
+    The runs' configurations are copied into WORKDIR, so that the new run stands alone.
+    """
+    params, variables, ema = dict(state.params), dict(state.variables), dict(state.ema)
+    for player, origin in configs.origins(config).items():
+        if player not in params:
+            raise UserError(f"config.start_from names player {player!r}, but this task's players are {', '.join(params)}.")
+        other = open_run(origin)
+        if player not in other.params:
+            raise UserError(f"config.start_from: {origin} has no player {player!r}; it has {', '.join(other.params)}.")
+        _same_shapes(params[player], other.params[player], f"{origin}: {player}")
+        params[player] = _copy(other.params[player], mesh)
+        if player in ema:
+            ema[player] = _copy(other.params[player], mesh)
+        if player in other.variables:
+            variables[player] = _copy(other.variables[player], mesh)
+        if meshes.is_main():
+            write_json(workdir / f"start_from_{player}.json", configs.to_dict(other.config))
+    return state.replace(params=params, variables=variables, ema=ema)
+
+
+def _copy(tree, mesh):
+    return jax.device_put(jax.tree.map(np.array, tree), meshes.replicated(mesh))
+
+
+def _same_shapes(ours, theirs, where):
+    a, b = ({jax.tree_util.keystr(path): x.shape for path, x in jax.tree.leaves_with_path(t)} for t in (ours, theirs))
+    for name in sorted(set(a) | set(b)):
+        if a.get(name) != b.get(name):
+            raise UserError(f"config.start_from: {where}{name} has shape {b.get(name)} there, but {a.get(name)} here; use the same config.model.")

@@ -1,0 +1,26 @@
+"""What the verbs share that use a trained run: which checkpoint, and opening it."""
+
+import jax
+from absl import flags
+
+from vae_jax.config import UserError
+from vae_jax.verbs import common
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by validation, else the newest), newest, or a step number.")
+
+
+def left(early: bool) -> None:
+    """Says that a verb was asked to leave."""
+    if early and jax.process_index() == 0:
+        print("left before the end, as asked; nothing was written")
+
+
+def open_run():
+    """The run that --workdir and --checkpoint name. Raises UserError."""
+    from vae_jax import config as configs
+    from vae_jax import session
+
+    if not common.WORKDIR.value:
+        raise UserError("give the run's folder: --workdir=runs/NAME.")
+    common.compile_cache(configs.read(common.WORKDIR.value).run.compile_cache)
+    return session.open_run(common.WORKDIR.value, CHECKPOINT.value)
