@@ -1,0 +1,26 @@
+"""The networks PyTorch users would run instead, shape for shape, for `bench` and for time to quality.
+
+    python -m vae_jax bench --config=experiments/peers.py:mlp
+
+Same batch, input size, strides, channels and latent size as the PyTorch side; Adam 1e-3, float32.
+"""
+
+import math
+
+from vae_jax.config import Config, Data, Eval, Optim, Run, UserError
+from vae_jax.tasks import vae
+
+SIGMA = math.sqrt(0.5)  # -log p is then the plain sum of squared errors, plus N/2 log(pi)
+VARIANTS = {
+    "mlp": (vae.Model(hidden=(300, 300), latent=40, activation="tanh"), Data(dir="datasets/mnist", batch=100)),
+    "conv28": (vae.Model(family="conv", hidden=(32, 64), latent=16, likelihood="gaussian", sigma=SIGMA), Data(dir="datasets/mnist32", batch=128)),
+    "bottles": (vae.Model(family="conv", hidden=(32, 64, 64), latent=2, likelihood="gaussian", sigma=SIGMA), Data(dir="datasets/bottles", batch=32)),
+}
+
+
+def get_config(variant: str = "mlp") -> Config:
+    if variant not in VARIANTS:
+        raise UserError(f"experiments/peers.py has no variant {variant!r}; it has {', '.join(VARIANTS)}.")
+    model, data = VARIANTS[variant]
+    return Config(name=f"peers-{variant}", model=model, data=data, optim=Optim(lr=1e-3),
+                  eval=Eval(every=500, roles=("test",), batch=500), run=Run(steps=5000, log_every=100, save_every=5000))
