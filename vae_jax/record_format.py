@@ -32,17 +32,18 @@ class Spec:
     fields: dict[str, Field]
     splits: dict[str, int]  # split -> records
     digest: str = ""
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # JSON values without which the fields cannot be read: a sample rate
 
     def to_dict(self) -> dict:
         fields = {name: {"shape": list(f.shape), "dtype": f.dtype, "labels": list(f.labels)} for name, f in self.fields.items()}
-        return {"name": self.name, "fields": fields, "splits": dict(self.splits), "digest": self.digest}
+        return {"name": self.name, "fields": fields, "splits": dict(self.splits), "digest": self.digest, "facts": dict(self.facts)}
 
     @staticmethod
     def from_dict(values: dict) -> "Spec":
         try:
             fields = {name: Field(tuple(f["shape"]), f["dtype"], tuple(f["labels"])) for name, f in values["fields"].items()}
             check_fields(fields)
-            return Spec(str(values["name"]), fields, {k: int(v) for k, v in values["splits"].items()}, str(values["digest"]))
+            return Spec(str(values["name"]), fields, {k: int(v) for k, v in values["splits"].items()}, str(values["digest"]), dict(values.get("facts", {})))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"The stored description of the data set is damaged ({type(error).__name__}: {error}).") from None
 

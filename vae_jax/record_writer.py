@@ -129,17 +129,17 @@ class Writer:
         except OSError as error:
             raise self._failed(error) from None
 
-    def finish(self, fields: dict[str, Field], manifest: dict) -> Spec:
-        """Completes the folder and renames it to the target. `manifest`: JSON values kept in manifest.json."""
+    def finish(self, fields: dict[str, Field], manifest: dict, facts: dict | None = None) -> Spec:
+        """Completes the folder and renames it to the target. `manifest`: JSON values kept in manifest.json; `facts`: see Spec."""
         if not self.shards:
             raise UserError("There is nothing to write: no record was kept.")
         check_fields(fields)
         try:
-            return self._finish(fields, manifest)
+            return self._finish(fields, manifest, facts or {})
         except OSError as error:
             raise self._failed(error) from None
 
-    def _finish(self, fields, manifest):
+    def _finish(self, fields, manifest, facts):
         folder, files, splits = self.folder, {}, {}
         for split, shards in self.shards.items():
             shards.close()
@@ -154,7 +154,7 @@ class Writer:
             if field.labels:
                 files[f"{name}.labels.txt"] = _save(folder / f"{name}.labels.txt", "".join(f"{v}\n" for v in field.labels).encode())
         digest = hashlib.sha256(_json({split: [s["digest"] for s in v["shards"]] for split, v in splits.items()})).hexdigest()
-        spec = Spec(self.name, fields, {split: v["records"] for split, v in splits.items()}, digest)
+        spec = Spec(self.name, fields, {split: v["records"] for split, v in splits.items()}, digest, facts)
         text = _json({**manifest, "format": FORMAT, "spec": spec.to_dict(), "shards": {k: v["shards"] for k, v in splits.items()}, "files": files})
         seal = _save(folder / "manifest.json", text)
         _save(folder / "manifest.json.sha256", f"{seal}  manifest.json\n".encode())
