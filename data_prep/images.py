@@ -22,9 +22,7 @@ from vae_jax import records
 from vae_jax.config import UserError
 
 FLAGS = flags.FlagValues()  # our own, so that importing another script beside this one does not clash
-flags.DEFINE_string("source", None, "folder, archive, IDX or .npz file, 'digits', or 'tfds:NAME'", flag_values=FLAGS)
-flags.DEFINE_string("out", None, "folder to write; its last part names the data set", flag_values=FLAGS)
-flags.DEFINE_bool("overwrite", False, "replace a data set that is already there, once the new one is complete", flag_values=FLAGS)
+script.define_flags(FLAGS, "folder, archive, IDX or .npz file, 'digits', or 'tfds:NAME'")
 flags.DEFINE_string("size", "", "H or H,W: pixels of every picture; '' = as they are", flag_values=FLAGS)
 flags.DEFINE_bool("fit", False, "scale to --size keeping the aspect, fill up with zeros (--size alone stretches)", flag_values=FLAGS)
 flags.DEFINE_bool("pad", False, "surround with zeros up to --size, or to a square; no scaling", flag_values=FLAGS)
@@ -32,17 +30,11 @@ flags.DEFINE_bool("crop", False, "cut disjoint pieces of --size; no scaling", fl
 flags.DEFINE_enum("colour", "", ["", "grey", "rgb"], "'' = as the pictures are, if all are alike", flag_values=FLAGS)
 flags.DEFINE_integer("background", 255, "grey level behind transparent pictures", 0, 255, flag_values=FLAGS)
 flags.DEFINE_enum("labels", "folder", ["folder", "none"], "whether sub-folders are classes", flag_values=FLAGS)
-flags.DEFINE_string("split", "", "train:0.8,validation:0.1,test:0.1: by group, before augmenting; where the source has splits, of its training split",
-                    flag_values=FLAGS)
-flags.DEFINE_string("group", "", "what stays together: a regular expression that captures a part of the name, or a table: file, tab, group",
-                    flag_values=FLAGS)
 flags.DEFINE_list("per_class", [], "TRAIN,TEST: so many pictures of each class, chosen by --seed", flag_values=FLAGS)
 flags.DEFINE_enum("recipe", "", ["", "bottles"], "bottles: 128x64, two random zooms, padded to 128x128; adds SPLIT_originals without zoom",
                   flag_values=FLAGS)
 flags.DEFINE_integer("versions", 100, "augmented versions of each picture under --recipe", 1, 10000, flag_values=FLAGS)
 flags.DEFINE_integer("binarize", None, "seed of one Bernoulli draw a pixel, stored as 0 or 255; unset = grey values are kept", 0, flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "of splits, choices and augmentation", 0, flag_values=FLAGS)
-flags.DEFINE_integer("workers", len(os.sched_getaffinity(0)), "decoding processes", 1, 256, flag_values=FLAGS)
 
 
 class Picture(NamedTuple):
@@ -102,8 +94,7 @@ def open_source(name: str, use_folders: bool, workers: int) -> Source:
         raise UserError(f"{intake.printable(name)} holds both arrays ({intake.printable(arrays[0].name)}) and single pictures: "
                         "give one of them as --source.")
     if not found.items:
-        reasons = "; ".join(script.report_skipped(found.skipped)) or "it is empty"
-        raise UserError(f"{intake.printable(name)} holds no pictures: {reasons}.")
+        raise script.nothing_kept(name, "pictures", found.skipped)
     if arrays:
         if len(arrays) == 1 and not found.is_archive and arrays[0].kind == "idx":
             arrays += _labels_beside(arrays[0])
@@ -145,14 +136,7 @@ def _array_source(parts, skipped, described):
 
 
 def _file_source(found, use_folders, workers):
-    parts = [item.name.split("/") for item in found.items]
-    words = picture_arrays.SPLIT_WORDS
-    while found.is_archive and all(len(p) > 1 for p in parts) and len({p[0] for p in parts}) == 1 and parts[0][0].lower() not in words:
-        parts = [p[1:] for p in parts]  # the one folder that most archives wrap around their contents
-    tops = {p[0].lower() for p in parts if len(p) > 1}
-    given = [""] * len(parts)
-    if "train" in tops and tops <= set(words) and all(len(p) > 1 for p in parts):
-        given, parts = [words[p[0].lower()] for p in parts], [p[1:] for p in parts]
+    given, parts = splits.read_folders([item.name for item in found.items], found.is_archive)
     folders = [intake.printable(p[0]) if len(p) > 1 else None for p in parts]
     classes = tuple(sorted(set(folders) - {None})) if use_folders else ()
     number = {name: i for i, name in enumerate(classes)}
@@ -167,24 +151,6 @@ def _file_source(found, use_folders, workers):
         return intake.decode(found, told, pictures.decode, options, min(workers, max(1, len(told) // 4)))
 
     return Source(listed, classes or None, skipped, script.describe_source(found, found.items), contents)
-
-
-def choose_splits(listed: list[Picture], groups: list[str], fractions: dict[str, float], seed: int) -> list[str]:
-    """The split of each picture: its given one, or train; --split divides those given as train (or the only ones there are)."""
-    given = sorted({picture.given for picture in listed})
-    divided = "train" if "train" in given else given[0]
-    if len(given) > 1 and "" in given:
-        raise UserError("Some pictures have a split of their own and others none: give one kind as --source.")
-    taken = set(fractions) & set(given) - {divided}
-    if taken:
-        raise UserError(f"--split names {min(taken)!r}, but the source has its own split of that name: divide {divided!r} into other names.")
-    part = [i for i, picture in enumerate(listed) if picture.given == divided]
-    chosen = [picture.given or "train" for picture in listed]
-    if fractions:
-        for i, split in zip(part, splits.assign_splits([groups[i] for i in part], fractions, seed)):
-            chosen[i] = split
-    splits.check_disjoint(zip(groups, chosen))
-    return chosen
 
 
 def choose_per_class(listed: list[Picture], chosen: list[str], amounts: list[str], classes, seed: int) -> set[int]:
@@ -224,19 +190,14 @@ def results(source: Source, jobs: list, options: dict, skipped: list) -> Iterato
 
 def main() -> None:
     start = time.monotonic()
-    for flag in ("source", "out"):
-        if not FLAGS[flag].value:
-            raise UserError(f"--{flag} is missing: it is the {FLAGS[flag].help.split(';')[0]}.")
+    script.require(FLAGS, "source", "out")
     options, fractions, rule = read_options(), splits.parse_fractions(FLAGS.split), splits.group_rule(FLAGS.group)
-    out = os.path.abspath(FLAGS.out)
-    name = re.sub(r"^[^a-z]+|[^a-z0-9_]", "", os.path.basename(out).lower().replace("-", "_")) or "pictures"
-    with records.Writer(out, name, FLAGS.overwrite) as writer:
+    with records.Writer(FLAGS.out, script.set_name(FLAGS.out, "pictures"), FLAGS.overwrite) as writer:
         source = open_source(FLAGS.source, FLAGS.labels == "folder", FLAGS.workers)
         if not source.pictures:
-            reasons = "; ".join(script.report_skipped(source.skipped)) or "it is empty"
-            raise UserError(f"{intake.printable(FLAGS.source)} holds no pictures: {reasons}.")
+            raise script.nothing_kept(FLAGS.source, "pictures", source.skipped)
         groups = [intake.text(rule(picture.name)) for picture in source.pictures]
-        chosen = choose_splits(source.pictures, groups, fractions, FLAGS.seed)
+        chosen = splits.choose_splits([picture.given for picture in source.pictures], groups, fractions, FLAGS.seed)
         keep = choose_per_class(source.pictures, chosen, FLAGS.per_class, source.classes, FLAGS.seed) if FLAGS.per_class else range(len(chosen))
         skipped = source.skipped + [(p.name, "beyond --per_class") for i, p in enumerate(source.pictures) if i not in keep]
         jobs = [(p, {"name": p.name, "group": groups[i], "split": chosen[i], "label": p.label}) for i, p in enumerate(source.pictures) if i in keep]
@@ -250,8 +211,7 @@ def main() -> None:
         if not kept:
             raise UserError(f"No picture of {intake.printable(FLAGS.source)} was kept: {'; '.join(script.report_skipped(skipped))}.")
         found = len(source.pictures) + len(source.skipped)
-        told = {**options, "labels": FLAGS.labels, "split": fractions, "per_class": FLAGS.per_class,
-                "group": os.path.basename(FLAGS.group) if os.path.isfile(FLAGS.group) else FLAGS.group}
+        told = {**options, "labels": FLAGS.labels, "split": fractions, "per_class": FLAGS.per_class, "group": script.rule_name(FLAGS.group)}
         sizes = {split: len({g for g, s in zip(groups, chosen) if s == split}) for split in sorted(set(chosen))}
         described = script.manifest("data_prep.images", told, source.described, found, kept, skipped, seed=FLAGS.seed, groups=sizes)
         spec = writer.finish(pictures.fields(shape, source.classes, options), described)

@@ -3,7 +3,6 @@
 import contextlib
 import gzip
 import math
-import os
 import re
 import struct
 import zipfile
@@ -12,14 +11,14 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from absl import logging
 
 from data_prep.intake import Census, Item, open_item, printable
+from data_prep.splits import SPLIT_WORDS
+from data_prep.tfds_source import open_builder, split_name
 from vae_jax.config import UserError
 
 MAX_BYTES = 8 << 30  # of one array unpacked
 IDX_NAME = re.compile(r"(?:.*/)?(.*?)[-_.]?images?[-.]idx3[-.]ubyte(\.gz)?")
-SPLIT_WORDS = {"train": "train", "t10k": "test", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
 BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, NotImplementedError, ValueError, OSError, RuntimeError, KeyError, SyntaxError)
 
 
@@ -204,23 +203,8 @@ def digits_parts() -> list[Part]:
 
 
 def tfds_parts(name: str) -> list[Part]:
-    """A public TFDS data set by name, or a folder in TFDS's layout; needs TensorFlow, and a network for a set not yet at hand."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.set_verbosity(logging.ERROR)
-    try:
-        import tensorflow  # noqa: F401  TFDS itself imports without it and fails late
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise UserError(f"--source=tfds:{name} needs TensorFlow: pip install tensorflow-cpu tensorflow-datasets ({error}).") from None
-    try:
-        if "/" in name and name.startswith((".", "/", "~")):
-            builder = tfds.builder_from_directory(name)
-        else:
-            builder = tfds.builder(name)
-            builder.download_and_prepare()
-    except Exception as error:  # TFDS and its downloader raise anything, most often for want of a network
-        reason = next(iter(str(error).strip().splitlines()), "")
-        raise UserError(f"--source=tfds:{name} cannot be had ({type(error).__name__}: {reason[:200]}).") from None
+    """The pictures of a TFDS data set. Raises as `open_builder` does, and where there is no field 'image'."""
+    tfds, builder = open_builder(name)
     features = builder.info.features
     if "image" not in features:
         raise UserError(f"--source=tfds:{name} has no field 'image'; it has {', '.join(features)}.")
@@ -232,6 +216,6 @@ def tfds_parts(name: str) -> list[Part]:
         labels = None
         if classes is not None:
             labels = np.array([int(row["label"]) for row in tfds.as_numpy(rows.map(lambda r: {"label": r["label"]}))], np.int64)
-        parts.append(Part(SPLIT_WORDS.get(split, split), f"{name}/{split}", info.num_examples, labels, classes,
+        parts.append(Part(split_name(split), f"{name}/{split}", info.num_examples, labels, classes,
                           lambda rows=rows: (row["image"] for row in tfds.as_numpy(rows.map(lambda r: {"image": r["image"]})))))
     return parts

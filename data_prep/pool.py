@@ -2,10 +2,13 @@
 
 Each worker lives under an address-space limit and a time limit a file. Workers answer with JSON and raw bytes, so nothing a
 broken decoder sends back is executed. Results come in the order of the tasks, whatever the number of workers and their speed.
+A file too large to be held in memory is decoded from the open file and answered in parts.
 """
 
 import collections
 import contextlib
+import inspect
+import io
 import itertools
 import json
 import multiprocessing
@@ -21,6 +24,7 @@ from typing import NamedTuple
 
 WINDOW = 256  # tasks handed out or finished ahead of the next one due
 QUEUED, QUEUED_BYTES = 16, 1 << 15  # tasks and bytes sent ahead to a busy worker; less than a pipe holds, so sending never blocks
+HELD_BYTES = 1 << 26  # of results that wait for their turn; beyond it only the worker at the next file due is read
 START_SECONDS = 60
 GONE = (EOFError, OSError, ValueError, KeyError, IndexError, TypeError)  # what reading from a dead or mad worker raises
 
@@ -42,32 +46,45 @@ class Task(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What became of a task: `reason` is '' for a kept file; `about` (JSON) and `blobs` are the decoder's."""
+    """What became of a task: `reason` is '' for a kept file; `about` (JSON) and `blobs` are the decoder's; last: no further part follows."""
 
     reason: str
     about: dict
     blobs: list[bytes]
+    last: bool = True
 
 
-def read_file(path: bytes, identity: tuple[int, int, int], limit: int) -> bytes:
-    """A regular file's bytes, if it is still the one of the census before and after. Raises Skip."""
+@contextlib.contextmanager
+def open_file(path: bytes, identity: tuple[int, int, int]) -> Iterator[io.BufferedReader]:
+    """A regular file open for reading, if it is still the one of the census. Raises Skip."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not block, a link not lead away
     except OSError as error:
         raise Skip(f"cannot be opened: {error.strerror}") from None
-    with open(fd, "rb", buffering=0) as file:
-        before = os.fstat(fd)
-        if not stat.S_ISREG(before.st_mode):
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise Skip("not a regular file")
+        check_unchanged(file, identity)
+        yield file
+
+
+def check_unchanged(file: io.BufferedReader, identity: tuple[int, int, int]) -> None:
+    if _identity(os.fstat(file.fileno())) != tuple(identity):
+        raise Skip("changed while it was read")
+
+
+def read_file(path: bytes, identity: tuple[int, int, int], limit: int) -> bytes:
+    """A regular file's bytes, if it is still the one of the census before and after. Raises Skip."""
+    with open_file(path, identity) as file:
+        if identity[0] > limit:
+            raise Skip(f"larger than {limit >> 20} MB")
         try:
-            data = b"".join(iter(lambda: file.read(1 << 20), b"")) if before.st_size <= limit else b""
+            data = file.read()
         except OSError as error:
             raise Skip(f"cannot be read: {error.strerror}") from None
-        after = os.fstat(fd)
-    if not tuple(identity) == _identity(before) == _identity(after) or after.st_size <= limit and len(data) != after.st_size:
+        check_unchanged(file, identity)
+    if len(data) != identity[0]:
         raise Skip("changed while it was read")
-    if before.st_size > limit:
-        raise Skip(f"larger than {limit >> 20} MB")
     return data
 
 
@@ -76,23 +93,32 @@ def _identity(status):
 
 
 def _answer(function, options, task, data, limit):
+    """The answer to one task, in parts: (head, blobs); the last says so."""
     try:
-        if data is None:
-            data = read_file(bytes.fromhex(task["path"]), task["identity"], limit)
-        about, blobs = function(data, task["about"], options)
-        return {"reason": "", "about": about}, blobs
+        if not inspect.isgeneratorfunction(function):
+            data = read_file(bytes.fromhex(task["path"]), task["identity"], limit) if data is None else data
+            about, blobs = function(data, task["about"], options)
+            yield {"about": about}, blobs
+            return
+        with contextlib.nullcontext(io.BytesIO(data)) if data is not None else open_file(bytes.fromhex(task["path"]), task["identity"]) as file:
+            for about, blobs in function(file, task["about"], options):
+                if blobs and data is None:
+                    check_unchanged(file, task["identity"])
+                yield {"about": about, "last": False}, blobs
+        yield {}, []
     except Skip as skip:
-        return {"reason": str(skip)}, []
+        yield {"reason": str(skip)}, []
     except MemoryError:
-        return {"reason": "needs more memory than a file is allowed"}, []
+        yield {"reason": "needs more memory than a file is allowed"}, []
     except Exception as error:  # decoders raise anything at bad input; the reason goes to the manifest
-        return {"reason": f"cannot be decoded ({type(error).__name__}: {error})"[:300]}, []
+        yield {"reason": f"cannot be decoded ({type(error).__name__}: {error})"[:300]}, []
 
 
 def _work(pipe, function, options, memory_bytes, file_bytes):
     """A worker's life: take a task, answer, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter("ignore")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # some C libraries comment on every damaged file
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
@@ -100,10 +126,10 @@ def _work(pipe, function, options, memory_bytes, file_bytes):
         while True:
             task = json.loads(pipe.recv_bytes())
             data = pipe.recv_bytes() if task["path"] is None else None
-            head, blobs = _answer(function, options, task, data, file_bytes)
-            pipe.send_bytes(json.dumps({**head, "sizes": [len(b) for b in blobs]}).encode())
-            if blobs:
-                pipe.send_bytes(b"".join(blobs))
+            for head, blobs in _answer(function, options, task, data, file_bytes):
+                pipe.send_bytes(json.dumps({**head, "sizes": [len(b) for b in blobs]}).encode())
+                if blobs:
+                    pipe.send_bytes(b"".join(blobs))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent has gone
 
@@ -137,7 +163,7 @@ class _Worker:
         self.bytes += _size(task)
 
     def receive(self, seconds):
-        """The first queued task's number and Result, or None for the sign that the worker is ready."""
+        """The first queued task's number and its Result or a part of it, or None for the sign that the worker is ready."""
         if not self.ready:
             self.ready = self.pipe.recv_bytes(5) == b"ready"
             return None
@@ -145,10 +171,13 @@ class _Worker:
         data = self.pipe.recv_bytes(sum(head["sizes"])) if head["sizes"] else b""
         ends = list(itertools.accumulate(head["sizes"]))
         blobs = [data[end - size:end] for size, end in zip(head["sizes"], ends)]
-        number, task = self.queue.popleft()
-        self.bytes -= _size(task)
+        number, task = self.queue[0]
+        result = Result(head.get("reason", ""), head.get("about", {}), blobs, head.get("last", True))
+        if result.last:
+            self.queue.popleft()
+            self.bytes -= _size(task)
         self.deadline = time.monotonic() + seconds
-        return number, Result(head["reason"], head.get("about", {}), blobs)
+        return number, result
 
     def late(self):
         return (self.queue or not self.ready) and time.monotonic() > self.deadline and not self.pipe.poll()
@@ -175,17 +204,29 @@ def decode(tasks: Iterable[Task], function: Callable, options: dict, *, workers:
     function(data: bytes, about: dict, options: dict) -> (about: dict of JSON values, list of bytes) must be importable by name; it
     raises Skip, or anything, to leave the file out. seconds and memory_mb bound one file (memory: the worker's whole address
     space), file_mb its size. Raises RuntimeError if workers cannot start at all.
+
+    A generator function is given the open binary file instead, of any size, and yields (about, blobs) in parts, each within `seconds`;
+    ({}, []) is a sign of life. Each part is a Result, and an empty one with `last` ends the file. It should judge the whole file before it
+    yields blobs: a file that fails after some were handed on ends in a Result with a reason, for the caller to make good.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # each thread would reserve address space
     context = multiprocessing.get_context("spawn")
     arguments = (function, options, memory_mb << 20, file_mb << 20)
-    tasks, waiting, done, given, due, exhausted = iter(tasks), collections.deque(), {}, 0, 0, False
+    tasks, waiting, done, given, due, exhausted, held = iter(tasks), collections.deque(), collections.defaultdict(collections.deque), 0, 0, False, 0
     crew = []
+
+    def put(number, result):
+        nonlocal held
+        if result.reason:  # what was not yet handed on of this file goes with it
+            held -= sum(_weight(part) for part in done.pop(number, ()))
+        if result.reason or result.last or result.about or result.blobs:
+            done[number].append(result)
+            held += _weight(result)
 
     def take(worker):
         answer = worker.receive(seconds)
         if answer:
-            done[answer[0]] = answer[1]
+            put(*answer)
 
     def replace(worker, reason=None):
         """The task a dead or late worker was at is skipped, those sent ahead go to another."""
@@ -198,9 +239,14 @@ def decode(tasks: Iterable[Task], function: Callable, options: dict, *, workers:
         if not worker.ready:
             raise RuntimeError(f"a decoding process ended before it was ready (exit status {code})")
         if worker.queue:
-            done[worker.queue.popleft()[0]] = Result(reason or _death(code), {}, [])
+            put(worker.queue.popleft()[0], Result(reason or _death(code), {}, []))
             waiting.extendleft(reversed(worker.queue))
         crew[crew.index(worker)] = _Worker(context, arguments)
+
+    def listened():
+        """The workers whose answers are read now; the others wait at their full pipes."""
+        owner = next((w for w in crew if any(number == due for number, _ in w.queue)), None)
+        return [w for w in crew if w is owner or owner is None or held < HELD_BYTES or not w.ready]
 
     try:
         crew += [_Worker(context, arguments) for _ in range(workers)]
@@ -212,7 +258,7 @@ def decode(tasks: Iterable[Task], function: Callable, options: dict, *, workers:
                         exhausted = task is None
                         if not exhausted:
                             if isinstance(task.data, Skip):
-                                done[given] = Result(str(task.data), {}, [])
+                                put(given, Result(str(task.data), {}, []))
                             else:
                                 waiting.append((given, task))
                             given += 1
@@ -223,14 +269,19 @@ def decode(tasks: Iterable[Task], function: Callable, options: dict, *, workers:
                         waiting.popleft()
                     except OSError:
                         replace(worker)
-            while due in done:
-                yield done.pop(due)
-                due += 1
+            while done.get(due):
+                result = done[due].popleft()
+                held -= _weight(result)
+                if result.last:
+                    del done[due]
+                    due += 1
+                yield result
             if exhausted and due == given:
                 return
-            soonest = min((w.deadline for w in crew if w.queue or not w.ready), default=time.monotonic())
-            ready = multiprocessing.connection.wait([w.pipe for w in crew], max(0.0, soonest - time.monotonic()) + 0.01)
-            for worker in list(crew):
+            heard = listened()
+            soonest = min((w.deadline for w in heard if w.queue or not w.ready), default=time.monotonic())
+            ready = multiprocessing.connection.wait([w.pipe for w in heard], max(0.0, soonest - time.monotonic()) + 0.01)
+            for worker in heard:
                 try:
                     if worker.pipe in ready:
                         take(worker)
@@ -242,3 +293,7 @@ def decode(tasks: Iterable[Task], function: Callable, options: dict, *, workers:
     finally:
         for worker in crew:
             worker.stop()
+
+
+def _weight(result):
+    return 256 + sum(map(len, result.blobs))

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import signal
 import sys
 import time
@@ -11,6 +12,40 @@ from absl import flags
 
 from data_prep.intake import Census, Item, printable, text
 from vae_jax.config import UserError
+
+
+def define_flags(values: flags.FlagValues, source: str) -> None:
+    """The flags that every script has; `source`: what --source may be."""
+    flags.DEFINE_string("source", None, source, flag_values=values)
+    flags.DEFINE_string("out", None, "folder to write; its last part names the data set", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "replace a data set that is already there, once the new one is complete", flag_values=values)
+    flags.DEFINE_string("split", "", "train:0.8,validation:0.1,test:0.1: by group, before anything is cut or augmented; where the source has splits, "
+                        "of its training split", flag_values=values)
+    flags.DEFINE_string("group", "", "what stays together: a regular expression that captures a part of the name, or a table: file, tab, group",
+                        flag_values=values)
+    flags.DEFINE_integer("seed", 0, "of splits and random choices", 0, flag_values=values)
+    flags.DEFINE_integer("workers", len(os.sched_getaffinity(0)), "decoding processes", 1, 256, flag_values=values)
+
+
+def require(values: flags.FlagValues, *names: str) -> None:
+    """Raises UserError for a flag that was not given."""
+    for name in names:
+        if not values[name].value:
+            raise UserError(f"--{name} is missing: it is the {values[name].help.split(';')[0]}.")
+
+
+def set_name(out: str, default: str) -> str:
+    """The name of a data set written to this folder."""
+    return re.sub(r"^[^a-z]+|[^a-z0-9_]", "", os.path.basename(os.path.abspath(out)).lower().replace("-", "_")) or default
+
+
+def rule_name(group: str) -> str:
+    """--group as the manifest keeps it: no path."""
+    return os.path.basename(group) if os.path.isfile(group) else group
+
+
+def nothing_kept(source: str, what: str, skipped: Sequence[tuple[str, str]]) -> UserError:
+    return UserError(f"{printable(source)} holds no {what}: {'; '.join(report_skipped(skipped)) or 'it is empty'}.")
 
 
 def describe_source(found: Census, items: Sequence[Item]) -> list[dict]:
