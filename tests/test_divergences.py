@@ -104,6 +104,10 @@ def test_kl_warm_up_starts_at_zero_and_ends_exactly_at_beta(kind):
 
 
 def test_constant_weight_and_user_errors():
+    cooled = [float(divergences.beta_weight(t, "cooling", 0.5, 100, start=32.0)) for t in (0, 50, 100, 1000)]
+    np.testing.assert_allclose(cooled, [32.0, 4.0, 0.5, 0.5], rtol=1e-6)
+    with pytest.raises(UserError, match="above 0"):
+        divergences.beta_weight(0, "cooling", 1.0, 100)
     assert float(divergences.beta_weight(0, beta=4.0)) == 4.0
     with pytest.raises(UserError, match="not known"):
         divergences.beta_weight(0, "cosine", 1.0, 10)

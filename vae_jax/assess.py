@@ -16,7 +16,8 @@ from vae_jax.latents import pca, probes, statistics
 from vae_jax.media import measures as picture_measures
 
 ENCODED = 10_000  # examples of a split that are encoded for information, factors and baselines
-JUDGED = 2_000  # prior samples shown to a judge
+BASELINE = 60_000  # training examples that linear baselines are fitted on
+JUDGED, JUDGED_BATCH = 2_000, 250  # prior samples shown to a judge, and at once
 PRESENT = 0.01  # share of the samples from which on a class counts as present
 
 
@@ -72,24 +73,27 @@ def measure(run, source: datas.Source, name: str, amount: int, batch: int, inter
 def codes_and_pictures(run, sources: dict) -> dict:
     """Held out, beside PCA as wide as the code and the mean training picture: squared error and overlap at threshold 0.5. Of the
     codes: information about the picture in nats (it cannot exceed log n), and how well directions follow the factors stored with the data."""
-    if run.task.encode is None or run.task.decode is None or "test" not in sources or "image" not in sources["test"].fields:
+    if run.task.encode is None or run.task.decode is None or "test" not in sources:
         return {}
 
     def rebuild(params, variables, batch):
         code = run.task.encode(params, variables, batch)
         made = run.task.decode(params, variables, code["mean"], run.task.condition and run.task.condition(batch))
-        return {**code, "made": made["image"], **{k: batch[k] for k in ("image", *_factors(run))}}
+        return {**code, "made": made["image"], "image": run.task.front.analyse(batch)}
 
     held = evaluate.collect(rebuild, run.params, run.variables, sources["test"], run.mesh, run.config.eval.batch, ENCODED)
     width = held["mean"].shape[1]
-    train = sources["train"].read(np.arange(min(len(sources["train"]), 60_000)))["image"]
+    train = session.seen(run, sources["train"], BASELINE)
     linear, shape = pca.fit(train, width), held["image"].shape
     made = {"model": held["made"], f"pca_{width}": pca.reconstruct(linear, pca.project(linear, held["image"])).reshape(shape),
             "mean_picture": np.broadcast_to(linear.mean.reshape(shape[1:]), shape)}
     found = {}
     for name, pictures in made.items():
-        found[f"eval/test/{name}_mse"] = picture_measures.mse(held["image"], pictures).mean()
-        found[f"eval/test/{name}_iou"] = picture_measures.iou(held["image"], pictures).mean()
+        found[f"eval/test/{name}_mse"] = mse = picture_measures.mse(held["image"], pictures).mean()
+        if run.task.front.kind == "audio":
+            found[f"eval/test/{name}_rmse_db"] = run.task.front.range_db * math.sqrt(mse)
+        else:
+            found[f"eval/test/{name}_iou"] = picture_measures.iou(held["image"], pictures).mean()
     if "logvar" in held:
         information, error = statistics.mutual_information(held["mean"], held["logvar"])
         found |= {"eval/test/mutual_information": information, "eval/test/mutual_information_error": error,
@@ -131,16 +135,25 @@ def judged(run, judge: str) -> dict:
         raise UserError(f"{judge} is no classifier (its task is {other.config.task!r}); train experiments/judge.py.")
     if run.task.sample is None:
         raise UserError(f"the task {run.config.task!r} has no samples for a judge to look at.")
-    if not other.config.data.test or other.spec.fields["image"].shape != run.spec.fields["image"].shape:
-        raise UserError(f"{judge} cannot judge this run: it needs a test split, and pictures of the same shape as this run's.")
+    kind = run.task.front.kind
+    if not other.config.data.test or kind not in other.spec.fields or other.spec.fields[kind].shape != run.spec.fields[kind].shape:
+        raise UserError(f"{judge} cannot judge this run: it needs a test split, and {kind} of the same shape as this run's.")
     request = {"temperature": np.ones(JUDGED, np.float32)}
     if run.task.condition:
         request["label"] = (np.arange(JUDGED) % len(run.spec.fields["label"].labels)).astype(np.int32)
-    made = jax.jit(run.task.sample)(run.params, run.variables, jax.random.key(run.config.seed + 3), request)["image/mean"]
-    chance = jax.nn.softmax(other.task.encode(other.params, other.variables, {"image": made})["logits"])
-    share = np.bincount(np.argmax(chance, -1), minlength=chance.shape[-1]) / JUDGED
+
+    @jax.jit
+    def verdict(key, request):
+        made = run.task.sample(run.params, run.variables, key, request)[f"{kind}/mean"]
+        rows = {kind: made if kind == "image" else made[..., None]}  # a judge of sounds hears the wave, not the spectrogram it was made from
+        return jax.nn.softmax(other.task.encode(other.params, other.variables, rows)["logits"])
+
+    parts = [{k: v[i:i + JUDGED_BATCH] for k, v in request.items()} for i in range(0, JUDGED, JUDGED_BATCH)]
+    key = jax.random.key(run.config.seed + 3)
+    chance = np.concatenate([np.asarray(verdict(jax.random.fold_in(key, i), part)) for i, part in enumerate(parts)])
+    share = np.bincount(chance.argmax(-1), minlength=chance.shape[-1]) / JUDGED
     accuracy = splits(other, session.sources(other, ("test",)))["eval/test/accuracy"]
-    found = {"judge/classes": int((share >= PRESENT).sum()), "judge/confidence": float(np.max(chance, -1).mean()), "judge/accuracy": accuracy}
+    found = {"judge/classes": int((share >= PRESENT).sum()), "judge/confidence": float(chance.max(-1).mean()), "judge/accuracy": accuracy}
     if run.task.condition:
-        found["judge/agreement"] = float(np.mean(np.argmax(chance, -1) == request["label"]))
+        found["judge/agreement"] = float(np.mean(chance.argmax(-1) == request["label"]))
     return found

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from vae_jax import checkpoint, records, tasks
+from vae_jax import checkpoint, evaluate, records, tasks
 from vae_jax import config as configs
 from vae_jax import data as datas
 from vae_jax import mesh as meshes
@@ -129,6 +129,14 @@ def sources(run: Session, roles=("train", "validation", "test")) -> dict:
     """{role: Source} of the splits the run's configuration names."""
     data = run.config.data
     return {role: datas.Source(data.dir, getattr(data, role), data.memory_mb) for role in roles if getattr(data, role)}
+
+
+def seen(run: Session, source: datas.Source, examples: int, batch: int = 500) -> np.ndarray:
+    """What the model sees of the first `examples` rows of a split: stored pictures as they are, else the front's [n, h, w, c]."""
+    if run.task.front.kind == "image":
+        return source.read(np.arange(min(len(source), examples)))["image"]
+    analyse = lambda params, variables, rows: run.task.front.analyse(rows)
+    return evaluate.collect(analyse, {}, {}, source, run.mesh, batch, examples)
 
 
 def _pick(workdir, which):

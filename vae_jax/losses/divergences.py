@@ -69,20 +69,26 @@ def free_bits(kl_bd, per_dimension: float = 0.0, per_example: float = 0.0):
     return jnp.sum(jnp.maximum(mean_d, per_dimension) if per_dimension else mean_d)
 
 
-def beta_weight(step, kind: str = "constant", beta: float = 1.0, warmup_steps: int = 0, cycles: int = 4):
-    """Weight of the KL at a step (an int or a traced one). A warm-up starts at 0 and is exactly beta from warmup_steps on.
+def beta_weight(step, kind: str = "constant", beta: float = 1.0, warmup_steps: int = 0, cycles: int = 4, start: float = 0.0):
+    """Weight of the KL at a step (an int or a traced one), exactly beta from warmup_steps on. A warm-up starts at 0; cooling starts above.
 
     constant: beta throughout. linear. sigmoid: a logistic curve of total width 10, stretched to 0..beta. cyclical: `cycles` equal
     parts of warmup_steps, each rising linearly in its first half and at beta in its second (Fu et al. 2019, R = 0.5).
+    cooling: from `start` down (or up) to beta by a constant factor a step, so that a narrow code first finds the few directions that
+    explain most, as PCA would, and bends to the finer ones later (deterministic annealing, Rose 1998).
     Raises UserError for an unknown kind or a warm-up without length.
     """
     if kind == "constant":
         return jnp.float32(beta)
-    if kind not in ("linear", "sigmoid", "cyclical"):
-        raise UserError(f"KL weight schedule {kind!r} is not known; choose one of constant, linear, sigmoid, cyclical.")
+    if kind not in ("linear", "sigmoid", "cyclical", "cooling"):
+        raise UserError(f"KL weight schedule {kind!r} is not known; choose one of constant, linear, sigmoid, cyclical, cooling.")
     if warmup_steps < 1 or cycles < 1:
         raise UserError(f"The {kind} KL warm-up has warmup_steps={warmup_steps} and cycles={cycles}; both must be at least 1.")
     done = jnp.asarray(step, jnp.float32) / warmup_steps
+    if kind == "cooling":
+        if start <= 0 or beta <= 0:
+            raise UserError(f"A cooling KL weight goes from warmup_from={start} to beta={beta}: both must be above 0.")
+        return beta * (start / beta) ** jnp.clip(1.0 - done, 0.0, 1.0)
     if kind == "linear":
         rise = done
     elif kind == "sigmoid":

@@ -248,7 +248,9 @@ def curves(run):
     if not series:
         return None
     picture = _chart(run, "curves", lambda theme: figures.curves(series, theme), "Loss, reconstruction and KL during training")
-    text = "Every split measured in the same way, KL at weight 1, in nats an example. Loss is reconstruction plus KL."
+    rows = [f"{title},{role},{step},{value!r}" for title, lines in series.items() for role, line in lines.items() for step, value in zip(*map(np.ndarray.tolist, line))]
+    run.files["curves.csv"] = "\n".join(["quantity,split,step,nats", *rows, ""]).encode()
+    text = "Every split measured in the same way, KL at weight 1, in nats an example. Loss is reconstruction plus KL. curves.csv beside this page has the values."
     return html.Section("curves", "Training", text, ((picture, ", ".join(series) + "."),), tuple(numbers))
 
 

@@ -84,31 +84,33 @@ def _moments(x):
 
 
 class RowDecoder(nn.Module):
-    """LSTM over the rows of a picture, z at every step; `autoregressive` also reads the row before.
+    """LSTM over the rows of a picture, z at every step; `autoregressive` also reads the row before and, in its own row, the pixels to the left.
 
-    A strong decoder: it can do without z, which is what rows A10 and M5 of the ledger show and cure.
+    The latter is a strong decoder: it can do without z, which is what rows A10 and M5 of the ledger show and cure.
     """
 
     hidden: tuple[int, ...]
-    columns: int  # outputs a row
+    width: int  # pixels a row
+    channels: int  # outputs a pixel
     autoregressive: bool
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         self.layers = [Lstm(units, self.dtype) for units in self.hidden[::-1]]
-        self.out = nn.Dense(self.columns, dtype=self.dtype)
+        self.out = nn.Dense(self.width * self.channels, dtype=self.dtype)
+        self.within = LeftToRight(self.width, self.channels, dtype=self.dtype) if self.autoregressive else None
 
     def __call__(self, z_bd, steps: int, rows_btc=None):
-        """Outputs [b, steps, columns]; `rows_btc` are the true rows, of which step t of an autoregressive decoder sees row t-1."""
+        """Outputs [b, steps, width * channels]; `rows_btc` are the true rows, of which an autoregressive decoder sees what lies before."""
         x = jnp.broadcast_to(z_bd[:, None], (z_bd.shape[0], steps, z_bd.shape[1]))
         if self.autoregressive:
             x = jnp.concatenate([x, jnp.pad(rows_btc, ((0, 0), (1, 0), (0, 0)))[:, :-1].astype(self.dtype)], axis=-1)
         for layer in self.layers:
             x = layer(x)
-        return self.out(x)
+        return self.out(x) + self.within(x, rows_btc) if self.autoregressive else self.out(x)
 
     def generate(self, z_bd, first_bc, feedback, steps: int):
-        """The same on its own rows: `feedback(outputs [b, columns], t)` makes the next input from an output."""
+        """The same on its own rows: `feedback(outputs [b, width * channels], t)` makes the next input from an output."""
 
         def step(module, carry, t):
             states, row = carry
@@ -116,16 +118,40 @@ class RowDecoder(nn.Module):
             for layer, state in zip(module.layers, states):
                 state, x = layer.step(state, x)
                 new.append(state)
-            outputs = module.out(x)
-            return (new, feedback(outputs, t)), outputs
+            base, row = module.out(x), jnp.zeros_like(row)
+            for _ in range(module.width):  # pixel j is right once the j pixels before it are, so after `width` rounds all are
+                outputs = base + module.within(x, row)
+                row = feedback(outputs, t)
+            return (new, row), outputs
 
         carry = ([layer.start(z_bd.shape[0]) for layer in self.layers], first_bc)
         scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False}, out_axes=1)
         return scan(self, carry, jnp.arange(steps))[1]
 
 
+class LeftToRight(nn.Module):
+    """Outputs of each pixel of a row from a state h [..., k] and the pixels to its left: one hidden layer of `units` a pixel, masked (Germain et
+    al. 2015, MADE). h, row [..., width * c] -> [..., width * channels]."""
+
+    width: int
+    channels: int
+    units: int = 16
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, h, row):
+        pixel = jnp.arange(row.shape[-1]) // (row.shape[-1] // self.width)
+        kernel = self.param("left", nn.initializers.lecun_normal(), (row.shape[-1], self.width, self.units))
+        left = jnp.where(pixel[:, None, None] < jnp.arange(self.width)[:, None], kernel, 0.0).reshape(row.shape[-1], -1).astype(self.dtype)
+        x = nn.relu(nn.Dense(self.width * self.units, dtype=self.dtype, name="state")(h) + row.astype(self.dtype) @ left)
+        out = self.param("out", nn.initializers.normal(self.units**-0.5), (self.width, self.units, self.channels)).astype(self.dtype)
+        y = jnp.einsum("...wu,wuc->...wc", x.reshape(*x.shape[:-1], self.width, self.units), out)
+        return y.reshape(*y.shape[:-2], -1)
+
+
 class Decoder(nn.Module):
-    """`shape` is (h, w, channels the likelihood asks for). `learned_sigma` adds one scalar noise level, as 'log_sigma'."""
+    """`shape` is (h, w, channels the likelihood asks for). `learned_sigma` adds one scalar noise level, as 'log_sigma'; `level` one number
+    of the whole example beside its picture, as 'level' [b] with 'level_logvar'."""
 
     family: str
     hidden: tuple[int, ...]
@@ -133,6 +159,7 @@ class Decoder(nn.Module):
     activation: str = "relu"
     learned_sigma: bool = False
     autoregressive: bool = False
+    level: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -148,7 +175,7 @@ class Decoder(nn.Module):
                 y = act(self.activation)(Up(channels, dtype=self.dtype)(y))
             y = Up(c, dtype=self.dtype, name="out")(y)
         elif self.family == "lstm":
-            rows = RowDecoder(self.hidden, w * c, self.autoregressive, self.dtype, name="rows")
+            rows = RowDecoder(self.hidden, w, c, self.autoregressive, self.dtype, name="rows")
             if feedback is None:
                 y = rows(z, h, x_bhwc.reshape(*x_bhwc.shape[:2], -1) if self.autoregressive else None)
             else:
@@ -158,4 +185,7 @@ class Decoder(nn.Module):
         else:
             y = dense_layers(z, self.hidden[::-1], self.activation, self.dtype)
             y = nn.Dense(h * w * c, dtype=self.dtype, name="out")(y)
+        if self.level:
+            noise |= {"level": nn.Dense(1, name="level")(z.astype(jnp.float32))[:, 0],
+                      "level_logvar": jnp.clip(self.param("level_logvar", nn.initializers.constant(-4.0), (1,)), -LOGVAR_LIMIT, 0.0)}
         return {"x": y.reshape(-1, h, w, c).astype(jnp.float32), **noise}

@@ -40,6 +40,7 @@ class Task(NamedTuple):
         evaluation (importance-weighted likelihood); asked for by `evaluate --measure=NAME:AMOUNT`
     exports: name -> (function of (params, variables, inputs), symbolic input shapes)
     optim: player -> Optim, where it differs from config.optim
+    front: how records are seen (fronts.Front): what `decode` gives as 'image' is like front.analyse(batch)
     """
 
     init: Callable[..., Any]
@@ -55,6 +56,7 @@ class Task(NamedTuple):
     measures: dict[str, Callable[..., dict]] = {}
     exports: dict[str, tuple] = {}
     optim: dict[str, Optim] = {}
+    front: Any = None
 
 
 def module(name: str):

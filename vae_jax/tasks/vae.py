@@ -1,6 +1,6 @@
 """The VAE: reparameterised ELBO with any likelihood and prior of the house. A plain autoencoder is `variational=False`.
 
-Everything is in nats, summed over an example's dimensions and averaged over the batch; noise level and beta are explicit.
+It sees records through `fronts`: pictures as they are, sounds as spectrograms. Everything is in nats, summed over an example's dimensions and averaged over the batch; noise level and beta are explicit.
 Players: encoder, decoder, prior.
 """
 
@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import evaluate
+from vae_jax import evaluate, fronts
 from vae_jax.config import Config, UserError
 from vae_jax.losses import divergences, likelihoods
 from vae_jax.models import priors, vae
 from vae_jax.tasks import Move, Task
-from vae_jax.tasks.classifier import pixels
 
 ACTIVE = 0.01  # variance over data of a posterior mean above which a latent unit counts as active (Burda et al. 2016)
 
@@ -38,33 +37,42 @@ class Model:
     covariance: str = "diagonal"  # mixture: diagonal, full
     variational: bool = True  # False: plain autoencoder, no draw and no KL
     beta: float = 1.0  # weight of the KL in the training loss; evaluation always uses 1
-    warmup: str = "constant"  # of beta: constant, linear, sigmoid, cyclical
+    warmup: str = "constant"  # of beta: constant, linear, sigmoid, cyclical, cooling
     warmup_steps: int = 0
+    warmup_from: float = 0.0  # cooling: beta at step 0
     cycles: int = 4  # cyclical: cycles in warmup_steps
     free_bits_dimension: float = 0.0  # nats a latent dimension that cost nothing
     free_bits_example: float = 0.0  # nats an example that cost nothing
+    sound: fronts.Sound = dataclasses.field(default_factory=fronts.Sound)
 
 
 def make(config: Config, spec) -> Task:
     m = config.model
-    shape, labels = _check(config, spec)
+    front = fronts.get(spec, m.sound, 2 ** len(m.hidden) if m.family == "conv" else 1)
+    labels = _check(config, spec, front)
+    shape, view = front.shape, front.analyse
     dtype = jnp.dtype(config.dtype)
     settings = {"gaussian": {"sigma": m.sigma}, "logistic_mixture": {"components": m.mixtures}}.get(m.likelihood, {})
     likelihood = likelihoods.get(m.likelihood, **settings)
     prior = priors.get(m.prior, m.latent, m.components, m.covariance, shape)
     encoder = vae.Encoder(m.family, m.hidden, m.latent, m.activation, dtype)
     decoder = vae.Decoder(m.family, m.hidden, (*shape[:2], likelihood.channels(shape[2])), m.activation,
-                          m.likelihood == "gaussian" and not m.sigma, m.autoregressive, dtype)
+                          m.likelihood == "gaussian" and not m.sigma, m.autoregressive, front.level is not None, dtype)
 
     def condition_of(batch):
         return jax.nn.one_hot(batch["label"], len(labels)) if m.condition else None
 
+    def known(batch):
+        """What the encoder is given beside the picture: its class, its level."""
+        condition = condition_of(batch)
+        return condition if front.level is None else vae.join(front.level(batch)[:, None], condition)
+
     def targets(batch, key):
-        x = pixels(batch)
+        x = view(batch)
         return (jax.random.uniform(key, x.shape) < x).astype(jnp.float32) if m.binarize else x
 
     def fixed_targets(batch):
-        x = pixels(batch)
+        x = view(batch)
         if not m.binarize:
             return x
         key = jax.random.key(config.seed + 2)
@@ -73,8 +81,8 @@ def make(config: Config, spec) -> Task:
 
     def init(key, batch):
         keys = jax.random.split(key, 3)
-        x, condition = pixels(batch), condition_of(batch)
-        params = {"encoder": encoder.init(keys[0], x, condition),
+        x, condition = view(batch), condition_of(batch)
+        params = {"encoder": encoder.init(keys[0], x, known(batch)),
                   "decoder": decoder.init(keys[1], jnp.zeros((len(x), m.latent)), condition, x),
                   "prior": prior.init(keys[2])}
         return params, {}
@@ -83,11 +91,17 @@ def make(config: Config, spec) -> Task:
         # VampPrior's pseudo-inputs carry no label.
         return prior.dist(params["prior"], lambda x: encoder.apply(params["encoder"], x, None))
 
-    def elbo_terms(params, x, condition, key):
+    def log_likelihood(outputs, x, batch):
+        """log p(x | z) [b] of a picture, and of its level where that is modelled."""
+        found = likelihood.log_prob(outputs, x)
+        return found if front.level is None else found + divergences.log_normal(
+            front.level(batch)[:, None], outputs["level"][:, None], outputs["level_logvar"])
+
+    def elbo_terms(params, x, batch, key):
         """Per example: log p(x|z) [b], KL [b], KL per dimension [b, d] or None, posterior mean and logvar [b, d]."""
-        mean, logvar = encoder.apply(params["encoder"], x, condition)
+        mean, logvar = encoder.apply(params["encoder"], x, known(batch))
         z = divergences.reparameterize(key, mean, logvar) if m.variational else mean
-        log_px = likelihood.log_prob(decoder.apply(params["decoder"], z, condition, x), x)
+        log_px = log_likelihood(decoder.apply(params["decoder"], z, condition_of(batch), x), x, batch)
         if not m.variational:
             return log_px, jnp.zeros_like(log_px), None, mean, logvar
         kl, kl_bd = priors.kl(prior_of(params), mean, logvar, z)
@@ -96,17 +110,17 @@ def make(config: Config, spec) -> Task:
     def loss(params, variables, batch, key, step):
         key_x, key_z = jax.random.split(key)
         x = targets(batch, key_x)
-        log_px, kl, kl_bd, _, _ = elbo_terms(params, x, condition_of(batch), key_z)
-        beta = divergences.beta_weight(step, m.warmup, m.beta, m.warmup_steps, m.cycles)
+        log_px, kl, kl_bd, _, _ = elbo_terms(params, x, batch, key_z)
+        beta = divergences.beta_weight(step, m.warmup, m.beta, m.warmup_steps, m.cycles, m.warmup_from)
         paid = divergences.free_bits(kl[:, None] if kl_bd is None else kl_bd, m.free_bits_dimension, m.free_bits_example)
         objective = beta * paid - jnp.mean(log_px)
         found = {"objective": objective, "loss": jnp.mean(kl - log_px), "reconstruction": -jnp.mean(log_px), "kl": jnp.mean(kl), "beta": beta}
         return objective, (variables, found)
 
     def metrics(params, variables, batch, key):
-        x, condition = fixed_targets(batch), condition_of(batch)
-        log_px, kl, kl_bd, mean, _ = elbo_terms(params, x, condition, key)
-        error = (picture(params, mean, condition) - x) ** 2
+        x = fixed_targets(batch)
+        log_px, kl, kl_bd, mean, _ = elbo_terms(params, x, batch, key)
+        error = (likelihood.mean(draw_outputs(params, mean, condition_of(batch))) - x) ** 2
         found = {"loss": kl - log_px, "reconstruction": -log_px, "kl": kl, "mean": mean,
                  "floor": likelihood.floor(x), "mse": error.reshape(len(x), -1).mean(-1)}
         return found | ({"kl_per_dimension": kl_bd} if kl_bd is not None else {})
@@ -116,6 +130,8 @@ def make(config: Config, spec) -> Task:
         variance = squares["mean"] / count - average["mean"] ** 2
         found = {k: average[k] for k in ("loss", "reconstruction", "kl", "mse")}
         found |= {"loss_error": evaluate.standard_error(sums["loss"], squares["loss"], count), "active_units": np.sum(variance > ACTIVE)}
+        if front.kind == "audio":
+            found["rmse_db"] = front.range_db * math.sqrt(average["mse"])
         if np.any(average["floor"]):
             found["reconstruction_above_floor"] = average["reconstruction"] - average["floor"]
         if likelihood.bits:
@@ -140,16 +156,17 @@ def make(config: Config, spec) -> Task:
         made = jax.vmap(lambda x, t: likelihood.sample({**outputs, "x": x}, jax.random.fold_in(key, t)))(rows_hnwc, jnp.arange(shape[0]))
         return jnp.moveaxis(made[:, :, 0], 0, 1)
 
-    def picture(params, z, condition):
-        return likelihood.mean(draw_outputs(params, z, condition))
-
     def encode(params, variables, batch):
-        x = pixels(batch)
-        mean, logvar = encoder.apply(params["encoder"], jnp.round(x) if m.binarize else x, condition_of(batch))
+        x = view(batch)
+        mean, logvar = encoder.apply(params["encoder"], jnp.round(x) if m.binarize else x, known(batch))
         return {"mean": mean, "logvar": logvar} if m.variational else {"mean": mean}
 
+    def expected(outputs):
+        """{'image': [n, h, w, c] in data units, and 'level': [n] where that is modelled}"""
+        return {"image": likelihood.mean(outputs)} | ({"level": outputs["level"]} if "level" in outputs else {})
+
     def decode(params, variables, code, condition=None):
-        return {"image": picture(params, code, condition)}
+        return expected(draw_outputs(params, code, condition))
 
     def sample(params, variables, key, request):
         """request: temperature [n] scales the code's distance from 0; label [n] int32 for a conditional model."""
@@ -157,16 +174,16 @@ def make(config: Config, spec) -> Task:
         n = len(request["temperature"])
         z = priors.sample(prior_of(params), key_z, n) * request["temperature"][:, None]
         condition = jax.nn.one_hot(request["label"], len(labels)) if m.condition else None
-        if not m.autoregressive:
-            outputs = draw_outputs(params, z, condition)
-            return {"image/mean": likelihood.mean(outputs), "image/draw": likelihood.sample(outputs, key_x)}
         outputs = draw_outputs(params, z, condition, key_x)
-        return {"image/mean": likelihood.mean(outputs), "image/draw": fed_back(outputs, key_x)}
+        made = expected(outputs)
+        if front.kind == "audio":
+            return {"image/mean": made["image"], "audio/mean": front.sound(made["image"], made.get("level"), key_x)}
+        return {"image/mean": made["image"], "image/draw": fed_back(outputs, key_x) if m.autoregressive else likelihood.sample(outputs, key_x)}
 
     def nll(params, variables, batch, key, samples):
         """Importance-weighted estimate of -log p(x) [b] with `samples` draws from the posterior (Burda et al. 2016, eq. 8)."""
         x, condition = fixed_targets(batch), condition_of(batch)
-        mean, logvar = encoder.apply(params["encoder"], x, condition)
+        mean, logvar = encoder.apply(params["encoder"], x, known(batch))
         dist, b = prior_of(params), len(x)
         # Draws a chunk so that a chunk is a few thousand decoder rows: big enough for the matrix units, small enough for the cache.
         chunk = max(c for c in range(1, samples + 1) if samples % c == 0 and c * b <= max(4096, b))
@@ -175,11 +192,12 @@ def make(config: Config, spec) -> Task:
             return None if a is None else jnp.repeat(a, chunk, axis=0)
 
         mean_r, logvar_r, x_r, condition_r = repeat(mean), repeat(logvar), repeat(x), repeat(condition)
+        batch_r = {k: repeat(v) for k, v in batch.items()} if front.level else {}
 
         def body(total, i):
             z = divergences.reparameterize(jax.random.fold_in(key, i), mean_r, logvar_r)
             outputs = decoder.apply(params["decoder"], z, condition_r, x_r)
-            log_w = likelihood.log_prob(outputs, x_r) + priors.log_prob(dist, z) - divergences.log_normal(z, mean_r, logvar_r)
+            log_w = log_likelihood(outputs, x_r, batch_r) + priors.log_prob(dist, z) - divergences.log_normal(z, mean_r, logvar_r)
             return jnp.logaddexp(total, jax.nn.logsumexp(log_w.reshape(b, chunk), axis=1)), None
 
         total, _ = jax.lax.scan(body, jnp.full(b, -jnp.inf), jnp.arange(samples // chunk))
@@ -187,11 +205,11 @@ def make(config: Config, spec) -> Task:
 
     return Task(init=init, moves={"train": Move(("encoder", "decoder", "prior"), loss)}, schedule=lambda step: ("train",), metrics=metrics,
                 summary=summary, encode=encode, decode=decode, condition=condition_of if m.condition else None, sample=sample,
-                measures={"nll": nll} if m.variational else {})
+                measures={"nll": nll} if m.variational else {}, front=front)
 
 
-def _check(config: Config, spec) -> tuple[tuple[int, int, int], tuple[str, ...]]:
-    """Picture shape [h, w, c] and label names, or a UserError for settings that do not fit together or the data."""
+def _check(config: Config, spec, front: fronts.Front) -> tuple[str, ...]:
+    """The names of the labels, or a UserError for settings that do not fit together or the data."""
     m = config.model
     allowed = {"family": vae.FAMILIES, "condition": ("", "label"), "activation": vae.ACTIVATIONS + ("gated",) * (m.family == "dense")}
     for name, choices in allowed.items():
@@ -199,14 +217,17 @@ def _check(config: Config, spec) -> tuple[tuple[int, int, int], tuple[str, ...]]
             raise UserError(f"config.model.{name}={getattr(m, name)!r} is not one of {', '.join(c or repr('') for c in choices)}.")
     if m.latent < 1 or not m.hidden or any(not isinstance(h, int) or h < 1 for h in m.hidden):
         raise UserError(f"config.model.latent={m.latent} and config.model.hidden={m.hidden!r}: both need whole numbers of at least 1.")
-    if "image" not in spec.fields:
-        raise UserError(f"{config.data.dir} holds no pictures (its fields are {', '.join(spec.fields)}); prepare it with data_prep.images.")
-    shape = tuple(spec.fields["image"].shape)
+    shape = front.shape
     labels = spec.fields["label"].labels if "label" in spec.fields else ()
     if m.condition and not labels:
         raise UserError(f"config.model.condition='label' needs labels, but {config.data.dir} has none.")
     if m.condition and m.prior == "vamp":
         raise UserError("config.model.prior='vamp' has pseudo-inputs without a label; take another prior for a conditional model.")
+    if front.level and m.prior == "vamp":
+        raise UserError("config.model.prior='vamp' has pseudo-inputs without a level; take config.model.sound.normalise='fixed'.")
+    if front.kind == "audio" and (m.binarize or m.likelihood != "gaussian"):
+        raise UserError(f"a spectrogram is neither black and white nor made of 256 levels: take config.model.likelihood='gaussian', not "
+                        f"{m.likelihood!r}, and config.model.binarize=False.")
     step = 2 ** len(m.hidden)
     if m.family == "conv" and (shape[0] % step or shape[1] % step):
         raise UserError(f"{len(m.hidden)} stride-2 layers need a picture size that is a multiple of {step}, but {config.data.dir} has "
@@ -216,6 +237,6 @@ def _check(config: Config, spec) -> tuple[tuple[int, int, int], tuple[str, ...]]
     if m.free_bits_dimension and (m.prior == "vamp" or m.prior == "mixture" and m.components > 1):
         raise UserError(f"config.model.free_bits_dimension needs a KL by dimension, which the {m.prior} prior has not; use free_bits_example.")
     # These two say themselves what they cannot do.
-    divergences.beta_weight(0, m.warmup, m.beta, m.warmup_steps, m.cycles)
+    divergences.beta_weight(0, m.warmup, m.beta, m.warmup_steps, m.cycles, m.warmup_from)
     divergences.free_bits(jnp.zeros((1, 1)), m.free_bits_dimension, m.free_bits_example)
-    return shape, tuple(labels)
+    return tuple(labels)

@@ -18,14 +18,14 @@ def main(started: float) -> int:
     import numpy as np
 
     from vae_jax import mesh as meshes
-    from vae_jax import metrics, report, session
+    from vae_jax import assess, metrics, report, session
 
     run = trained.open_run()
     if run.task.encode is None or run.task.decode is None:
         raise UserError(f"a report shows what a model rebuilds, and the task {run.config.task!r} rebuilds nothing; use evaluate.")
     splits = {}
     for role, source in session.sources(run).items():
-        splits[role] = source.read(np.arange(min(len(source), 20_000)))
+        splits[role] = source.read(np.arange(min(len(source), assess.BASELINE)))
     device = jax.devices()[0]
     info = {"name": run.config.name or run.config.task, "command": f"python -m vae_jax report --workdir={common.WORKDIR.value}",
             "task": run.config.task, "seed": run.config.seed, "checkpoint": f"step {run.step:,}", "data": run.spec.name,
