@@ -126,8 +126,8 @@ def open_sound(file, kind: str) -> tuple[soundfile.SoundFile, int]:
     file.seek(0)
     try:
         sound = soundfile.SoundFile(file)
-    except soundfile.LibsndfileError as error:
-        raise Skip(f"cannot be decoded ({error.error_string.strip()})") from None
+    except soundfile.LibsndfileError:  # its own words speak of pipes and missing files
+        raise Skip(f"damaged, or not the {kind} file that its first bytes say") from None
     if sound.format not in FORMATS[kind] or sound.subtype not in SUBTYPES:
         raise Skip(f"holds {sound.subtype} in {sound.format}, which is not read")
     if not MIN_RATE <= sound.samplerate <= MAX_RATE or not 1 <= sound.channels <= MAX_CHANNELS:

@@ -16,6 +16,7 @@ from absl import flags
 
 from data_prep import clips, script
 from data_prep.clips import Clip
+from data_prep.intake import printable
 from vae_jax.config import UserError
 
 FLAGS = flags.FlagValues()
@@ -36,7 +37,7 @@ def fsdd(source: clips.Source) -> tuple[list[Clip], list[tuple[str, str]]]:
     for item in source.items:
         match = FSDD.fullmatch(item.name.rsplit("/", 1)[-1])
         if match:
-            label, speaker, index = match.groups()
+            label, speaker, index = map(printable, match.groups())
             kept.append(Clip(item.name, "test" if int(index) < FSDD_TEST else "train", item.name, {"label": label, "speaker": speaker}, item))
         else:
             skipped.append((item.name, "is not named LABEL_SPEAKER_INDEX"))
@@ -53,7 +54,7 @@ def vctk(source: clips.Source, mic: str) -> tuple[list[Clip], list[tuple[str, st
         elif mic and match[3] not in (None, mic):
             skipped.append((item.name, f"not of microphone {mic}"))
         else:
-            kept.append(Clip(item.name, "", match[2], {"speaker": match[1]}, item))
+            kept.append(Clip(item.name, "", match[2], {"speaker": printable(match[1])}, item))
     return kept, skipped
 
 

@@ -258,6 +258,87 @@ def test_files_are_read_by_the_worker(tmp_path):
     assert results[1].reason == "cannot be opened: No such file or directory"
 
 
+def parts(file, about, options):
+    """Says its text in parts; the words in it do what they say on the way."""
+    for word in file.read().decode().split():
+        if word == "die":
+            os.kill(os.getpid(), 11)
+        if word == "skip":
+            raise pool.Skip("not wanted")
+        if word == "rest":
+            time.sleep(0.2)
+            yield {}, []
+        elif word == "hang":
+            time.sleep(60)
+        elif word == "large":
+            yield {}, [bytes(1 << 20)] * 3
+        elif word == "touch":
+            open(about["path"], "w").close()
+        elif word == "grow":
+            with open(about["path"], "a") as other:
+                other.write("more")
+        else:
+            yield {"said": word}, [word.encode()]
+
+
+def run_parts(texts, workers=2, path=None, **limits):
+    tasks = [pool.Task(t if isinstance(t, pool.Skip) else t.encode(), None, None, {"path": str(path)}) for t in texts]
+    return pool.decode(tasks, parts, {}, workers=workers, **limits)
+
+
+def by_file(results):
+    files = [[]]
+    for result in results:
+        files[-1].append(result)
+        if result.last:
+            files.append([])
+    assert files.pop() == []
+    return files
+
+
+def test_parts_keep_their_order_and_a_bad_file_its_place():
+    texts = [f"a{i} rest b{i}" if i % 3 else " ".join(f"{i}w{j}" for j in range(50)) for i in range(12)]
+    texts[2], texts[5], texts[7], texts[8] = "skip", "die", "rest rest hang", pool.Skip("damaged in the archive")
+    for workers in (1, 3):
+        files = by_file(run_parts(texts, workers, seconds=1))
+        assert len(files) == len(texts)
+        for text, answer in zip(texts, files):
+            if text in ("skip", "die", "rest rest hang") or isinstance(text, pool.Skip):
+                says = {"skip": "not wanted", "die": "decoder crashed (SIGSEGV)", "rest rest hang": "decoder took longer than 1 s"}.get(text, str(text))
+                assert answer == [pool.Result(says, {}, [])]
+            else:
+                assert answer == [pool.Result("", {"said": w}, [w.encode()], False) for w in text.split() if w != "rest"] + [pool.Result("", {}, [])]
+
+
+def test_time_counts_for_each_part():
+    assert [r.reason for r in run_parts(["rest " * 7 + "a"], 1, seconds=1)] == ["", ""]
+
+
+def test_a_file_that_fails_after_a_part_was_handed_on_says_so():
+    for text, says in (("a rest skip", "not wanted"), ("a rest die", "decoder crashed (SIGSEGV)")):
+        first, last = run_parts([text], 1)
+        assert first.blobs == [b"a"] and not first.last and last == pool.Result(says, {}, [])
+
+
+def test_results_that_wait_are_bounded(tmp_path, monkeypatch):
+    """While the first file rests, the second, of 60 MB, must not be decoded to its end: nobody could hold an hour of sound."""
+    monkeypatch.setattr(pool, "HELD_BYTES", 1 << 22)
+    results = run_parts(["rest rest rest a", "large " * 20 + "touch b", "c", "d"], 2, path=tmp_path / "end")
+    assert next(results).blobs == [b"a"] and not (tmp_path / "end").exists()
+    left = by_file(results)
+    assert [len(answer) for answer in left] == [1, 22, 2, 2] and (tmp_path / "end").exists()
+
+
+def test_a_file_that_changes_while_it_is_decoded(tmp_path):
+    for name, text in (("a", "grow x"), ("b", "x rest y")):
+        (tmp_path / name).write_bytes(b"text " + text.encode())
+    found = take(tmp_path)
+    results = intake.decode(found, [(item, {"path": str(tmp_path / "a")}) for item in found.items], parts, {}, 1)
+    first, second = by_file(results)
+    # "text", a good part, was handed on before
+    assert first[-1].reason == "changed while it was read" and [r.blobs for r in second] == [[b"text"], [b"x"], [b"y"], []]
+
+
 def test_workers_that_cannot_start():
     with pytest.raises(RuntimeError, match="before it was ready"):
         list(pool.decode([pool.Task(b"", None, None, {})], worker, {}, workers=1, memory_mb=1 << 60))
@@ -278,10 +359,40 @@ def test_splits_keep_groups_together():
     order = rng.permutation(1000)
     assert splits.assign_splits([groups[i] for i in order], fractions, 5) == [chosen[i] for i in order]
     assert splits.assign_splits(groups, fractions, 6) != chosen
+    whole = splits.assign_splits([f"g{i}" for i in range(6)], {"train": 0.6, "validation": 0.2, "test": 0.2}, 3)
+    assert sorted(whole.count(name) for name in ("train", "validation", "test")) == [1, 1, 4]
     with pytest.raises(UserError, match="would be empty: 1 groups"):
         splits.assign_splits(["a"] * 9, fractions, 0)
     with pytest.raises(UserError, match="'a' is in both 'train' and 'test'"):
         splits.check_disjoint([("a", "train"), ("b", "train"), ("a", "test")])
+
+
+def test_every_class_has_its_share_by_weight():
+    rng = np.random.default_rng(1)
+    classes = [name for name, count in (("a", 40), ("b", 5)) for _ in range(count)]
+    weights = [int(w) for w in rng.integers(1, 100, 45)]
+    names, fractions = [f"{c}/{i}" for i, c in enumerate(classes)], {"train": 0.7, "validation": 0.15, "test": 0.15}
+    chosen = splits.choose_splits([""] * 45, names, fractions, 0, classes, weights)
+    for name in "ab":
+        total = sum(w for w, c in zip(weights, classes) if c == name)
+        for split, fraction in fractions.items():
+            share = sum(w for w, c, s in zip(weights, classes, chosen) if (c, s) == (name, split)) / total
+            assert abs(share - fraction) < (0.03 if name == "a" else 0.25) and share > 0
+    order = rng.permutation(45)
+    again = splits.choose_splits([""] * 45, [names[i] for i in order], fractions, 0, [classes[i] for i in order], [weights[i] for i in order])
+    assert again == [chosen[i] for i in order] and splits.choose_splits([""] * 45, names, fractions, 1, classes, weights) != chosen
+    with pytest.raises(UserError, match="class b has 1 groups, too few for 3 splits"):
+        splits.choose_splits([""] * 45, [n if n[0] == "a" else "b" for n in names], fractions, 0, classes)
+    given = ["train", "train", "test"]
+    assert splits.choose_splits(given, list("xyz"), {}, 0) == given
+    assert sorted(splits.choose_splits(given, list("xyz"), {"train": 0.5, "valid": 0.5}, 0)) == ["test", "train", "valid"]
+
+
+def test_folders_say_splits():
+    wrapped = ["set/train/a/1", "set/train/b/2", "set/test/a/3"]
+    assert splits.read_folders(wrapped, True) == (["train", "train", "test"], [["a", "1"], ["b", "2"], ["a", "3"]])
+    assert splits.read_folders(wrapped, False)[0] == [""] * 3
+    assert splits.read_folders(["train/1", "rock/2"], False) == (["", ""], [["train", "1"], ["rock", "2"]])
 
 
 def test_fractions():
