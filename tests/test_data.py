@@ -53,6 +53,10 @@ def test_evaluation_counts_each_row_once_on_any_mesh(folder):
         summary = lambda sums, squares, n: {"x": sums["x"] / n, "n": sums["one"], "sq": squares["x"] / n}
         found = evaluate.evaluate(evaluate.make_sums(metrics, mesh), summary, {}, {}, source, mesh, batch, jax.random.key(0))
         assert found == pytest.approx({"x": expected.mean(), "n": 27, "sq": (expected**2).mean()}, rel=1e-6)
+        answers = iter([False, True])
+        sums = evaluate.make_sums(metrics, mesh)
+        assert evaluate.evaluate(sums, summary, {}, {}, source, mesh, 4, jax.random.key(0), interrupted=lambda: next(answers)) is None  # at once
+        assert next(answers, None) is None
         rows = evaluate.collect(lambda p, v, b: {"i": b["index"], "y": b["image"].sum((1, 2, 3))}, {}, {}, source, mesh, batch)
         np.testing.assert_array_equal(rows["i"], np.arange(27))
         np.testing.assert_array_equal(rows["y"], source.arrays["image"].sum((1, 2, 3)))

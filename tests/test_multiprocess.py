@@ -41,16 +41,19 @@ def test_one_device_four_devices_and_two_processes_agree(setup):
     assert runs["two"][20]["eval/test/loss"] == pytest.approx(runs["one"][20]["eval/test/loss"], rel=1e-5)
 
 
-def test_a_signal_to_one_process_saves_both_and_one_device_goes_on(setup):
+def test_signals_save_both_and_one_device_goes_on(setup):
+    """SIGTERM to one process of two, then, resumed, Ctrl-C, which reaches both; then one device alone."""
     folder, config = setup
-    workdir = folder / "signal"
-    both = launch.pair("train", f"--config={config}", f"--workdir={workdir}")
-    launch.wait_for_step(workdir, 60, both[0])
-    both[1].send_signal(signal.SIGTERM)
-    outs = [launch.finish(process) for process in both]
-    assert [process.returncode for process in both] == [0, 0], outs
-    step = checkpoint.Checkpoints(workdir / "checkpoints").latest()
-    assert f"saved step {step}" in outs[0][0]
+    workdir, step = folder / "signal", 0
+    for number, chosen in ((signal.SIGTERM, (1,)), (signal.SIGINT, (0, 1))):
+        both = launch.pair("train", f"--config={config}", f"--workdir={workdir}")
+        launch.wait_for_step(workdir, step + 60, both[0])
+        for i in chosen:
+            both[i].send_signal(number)
+        outs = [launch.finish(process) for process in both]
+        assert [process.returncode for process in both] == [0, 0], outs
+        step = checkpoint.Checkpoints(workdir / "checkpoints").latest()
+        assert f"saved step {step}" in outs[0][0] and "Traceback" not in outs[0][1] + outs[1][1]
     found = launch.run("train", f"--config={config}", f"--workdir={workdir}", f"--config.run.steps={step + 10}")
     assert found.returncode == 0 and f"from step {step} " in found.stderr, found.stderr
 

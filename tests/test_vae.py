@@ -50,6 +50,7 @@ def trained(folder, batch):
         for _ in range(5):
             state, log = update(state, batch, ("train",))
             logs.append(jax.device_get(log))
+        assert update._cache_size() == 1  # compiled once
         found[name] = task, state.params, logs
     return found
 

@@ -106,7 +106,7 @@ def _train(config: Config, workdir: epath.Path, mesh, clock: metrics.Clock, leav
         if not values["finite"]:
             bad = int(values["bad_step"])
             names = _metric_names(task, config, state, example, bad)
-            terms = updates.bad_terms(int(values["bad_terms"]), names)
+            terms = updates.bad_terms(values["bad_terms"], names)
             saves.finish()
             raise UserError(f"training stopped: at step {bad} these were not finite: {', '.join(terms)}. "
                             f"The last good checkpoint is step {saves.latest()}. Lower config.optim.lr or set config.optim.clip, in a new --workdir.")

@@ -14,6 +14,7 @@ from vae_jax.config import Config, Optim, UserError
 from vae_jax.tasks import Task
 
 NEVER = -1
+WORDS = 4  # 32 metric names each
 
 
 @flax.struct.dataclass
@@ -27,7 +28,7 @@ class TrainState:
     ema: dict[str, Any]  # averaged player -> tree like params
     key: jax.Array  # base key, never advanced
     bad_step: jax.Array  # int32, the first step with a value that is not finite; NEVER before
-    bad_terms: jax.Array  # uint32, bit i = the i-th metric name of that step in sorted order was not finite
+    bad_terms: jax.Array  # uint32 [WORDS], bit i = the i-th metric name of that step in sorted order was not finite
 
 
 def trained(task: Task) -> tuple[str, ...]:
@@ -52,7 +53,7 @@ def init_state(task: Task, config: Config, batch) -> TrainState:
         step=jnp.int32(0), params=params, variables=variables,
         opt={p: optims.transform(optim_of(task, config, p)).init(params[p]) for p in players},
         ema={p: jax.tree.map(jnp.copy, params[p]) for p in averaged},
-        key=jax.random.fold_in(key, 1), bad_step=jnp.int32(NEVER), bad_terms=jnp.uint32(0),
+        key=jax.random.fold_in(key, 1), bad_step=jnp.int32(NEVER), bad_terms=jnp.zeros(WORDS, jnp.uint32),
     )
 
 
@@ -105,18 +106,18 @@ def update(task: Task, config: Config, state: TrainState, batch: dict, moves: tu
     names = sorted(metrics)
     wrong = jnp.stack([~jnp.all(jnp.isfinite(metrics[n])) for n in names])
     first = jnp.any(wrong) & (state.bad_step == NEVER)
-    bits = jnp.sum(jnp.where(wrong, 2 ** jnp.arange(len(names), dtype=jnp.uint32), 0).astype(jnp.uint32))
+    bits = jnp.pad(wrong, (0, 32 * WORDS - len(names))).reshape(WORDS, 32) * 2 ** jnp.arange(32, dtype=jnp.uint32)
     state = state.replace(
         step=state.step + 1, params=params, variables=new_variables, opt=opt, ema=ema,
-        bad_step=jnp.where(first, state.step, state.bad_step), bad_terms=jnp.where(first, bits, state.bad_terms),
+        bad_step=jnp.where(first, state.step, state.bad_step), bad_terms=jnp.where(first, jnp.sum(bits, 1, dtype=jnp.uint32), state.bad_terms),
     )
     return state, metrics | {"finite": state.bad_step == NEVER, "bad_step": state.bad_step, "bad_terms": state.bad_terms}
 
 
-def bad_terms(bits: int, names) -> list[str]:
+def bad_terms(words, names) -> list[str]:
     """Names of the metrics that were not finite, from `TrainState.bad_terms` and the step's metric names."""
     own = sorted(n for n in names if n not in ("finite", "bad_step", "bad_terms"))
-    return [n for i, n in enumerate(own) if bits >> i & 1]
+    return [n for i, n in enumerate(own) if int(words[i // 32]) >> i % 32 & 1]
 
 
 def _differentiate(move, state, batch, key, parts):

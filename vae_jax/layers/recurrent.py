@@ -24,10 +24,12 @@ class Lstm(nn.Module):
     def start(self, batch: int):
         return jnp.zeros((batch, self.features), self.dtype), jnp.zeros((batch, self.features), self.dtype)
 
-    def __call__(self, x_btc):
+    def __call__(self, x_btc, start=None):
+        """`start`: the carry (h, c), each [b, features], before the first step; None = zeros."""
         gates_tbg = jnp.swapaxes(self.input(x_btc), 0, 1)
         recurrent = self.recurrent.astype(self.dtype)
-        _, h_tbc = jax.lax.scan(lambda c, g: _cell(c, g, recurrent), self.start(x_btc.shape[0]), gates_tbg, unroll=4)
+        start = self.start(x_btc.shape[0]) if start is None else start
+        _, h_tbc = jax.lax.scan(lambda c, g: _cell(c, g, recurrent), start, gates_tbg, unroll=4)
         return jnp.swapaxes(h_tbc, 0, 1)
 
     def step(self, carry, x_bc):

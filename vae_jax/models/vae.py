@@ -84,7 +84,8 @@ def _moments(x):
 
 
 class RowDecoder(nn.Module):
-    """LSTM over the rows of a picture, z at every step; `autoregressive` also reads the row before and, in its own row, the pixels to the left.
+    """LSTM over the rows of a picture, z at every step. An `autoregressive` one begins in a state made of z (Bowman et al. 2016) and reads the
+    row before and, in its own row, the pixels to the left.
 
     The latter is a strong decoder: it can do without z, which is what rows A10 and M5 of the ledger show and cure.
     """
@@ -98,23 +99,32 @@ class RowDecoder(nn.Module):
     def setup(self):
         self.layers = [Lstm(units, self.dtype) for units in self.hidden[::-1]]
         self.out = nn.Dense(self.width * self.channels, dtype=self.dtype)
-        self.within = LeftToRight(self.width, self.channels, dtype=self.dtype) if self.autoregressive else None
+        if self.autoregressive:
+            self.first = [nn.Dense(2 * units, dtype=self.dtype) for units in self.hidden[::-1]]
+            self.within = LeftToRight(self.width, self.channels, dtype=self.dtype)
 
     def __call__(self, z_bd, steps: int, rows_btc=None):
         """Outputs [b, steps, width * channels]; `rows_btc` are the true rows, of which an autoregressive decoder sees what lies before."""
-        x = jnp.broadcast_to(z_bd[:, None], (z_bd.shape[0], steps, z_bd.shape[1]))
-        if self.autoregressive:
-            x = jnp.concatenate([x, jnp.pad(rows_btc, ((0, 0), (1, 0), (0, 0)))[:, :-1].astype(self.dtype)], axis=-1)
-        for layer in self.layers:
-            x = layer(x)
-        return self.out(x) + self.within(x, rows_btc) if self.autoregressive else self.out(x)
+        if not self.autoregressive:
+            x = jnp.broadcast_to(z_bd[:, None], (z_bd.shape[0], steps, z_bd.shape[1]))
+            for layer in self.layers:
+                x = layer(x)
+            return self.out(x)
+        x = jnp.pad(rows_btc, ((0, 0), (1, 0), (0, 0)))[:, :-1].astype(self.dtype)
+        for layer, start in zip(self.layers, self.starts(z_bd)):
+            x = layer(x, start)
+        return self.out(x) + self.within(x, rows_btc)
+
+    def starts(self, z_bd):
+        """The carry of each layer before the first row."""
+        return [tuple(jnp.split(jnp.tanh(first(z_bd)), 2, -1)) for first in self.first]
 
     def generate(self, z_bd, first_bc, feedback, steps: int):
         """The same on its own rows: `feedback(outputs [b, width * channels], t)` makes the next input from an output."""
 
         def step(module, carry, t):
             states, row = carry
-            x, new = jnp.concatenate([z_bd, row.astype(module.dtype)], axis=-1), []
+            x, new = row.astype(module.dtype), []
             for layer, state in zip(module.layers, states):
                 state, x = layer.step(state, x)
                 new.append(state)
@@ -124,7 +134,7 @@ class RowDecoder(nn.Module):
                 row = feedback(outputs, t)
             return (new, row), outputs
 
-        carry = ([layer.start(z_bd.shape[0]) for layer in self.layers], first_bc)
+        carry = (self.starts(z_bd), first_bc)
         scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False}, out_axes=1)
         return scan(self, carry, jnp.arange(steps))[1]
 

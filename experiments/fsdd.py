@@ -1,0 +1,33 @@
+"""Spoken digits as spectrograms: a VAE with a standard and with mixture priors (rows S2-S5, S11, A11).
+
+    python -m vae_jax train --config=experiments/fsdd.py --workdir=runs/fsdd
+    python -m vae_jax train --config=experiments/fsdd.py:mixture --workdir=runs/fsdd_mixture --config.seed=1
+
+Data: python -m data_prep.speech --source=recordings.zip --out=datasets/fsdd --rate=8000 --seconds=0.74
+      with --rate=22050 into datasets/fsdd_faithful for `faithful`
+"""
+
+from vae_jax import fronts
+from vae_jax.config import Config, Data, Eval, Optim, Run, UserError
+from vae_jax.tasks import vae
+
+NATIVE = fronts.Sound(n_fft=256, hop=128)
+# The front end of the public notebooks: 256 x 64 pixels, each clip scaled by its own peak.
+VARIANTS = {
+    "native": dict(sound=NATIVE),
+    "mixture": dict(sound=NATIVE, prior="mixture", components=10),
+    "full": dict(sound=NATIVE, prior="mixture", components=10, covariance="full"),
+    "faithful": dict(sound=fronts.Sound(normalise="peak")),
+}
+
+
+def get_config(variant: str = "native") -> Config:
+    if variant not in VARIANTS:
+        raise UserError(f"experiments/fsdd.py has no variant {variant!r}; it has {', '.join(VARIANTS)}.")
+    model = vae.Model(family="conv", hidden=(32, 64, 128, 128), latent=128, likelihood="gaussian", sigma=0.05, **VARIANTS[variant])
+    return Config(
+        name=f"fsdd-{variant}", model=model,
+        data=Data(dir="datasets/fsdd_faithful" if variant == "faithful" else "datasets/fsdd", batch=64),
+        optim=Optim(lr=1e-3, schedule="cosine", warmup_steps=200, ema=0.999, clip=1000.0),
+        eval=Eval(every=500, batch=100), run=Run(steps=4000, log_every=100, save_every=1000),
+    )
