@@ -131,7 +131,8 @@ def prepare(values: flags.FlagValues, made_by: str, source: Source, clips: list[
                 total.add(split, clip, tally)
         if not kept:
             raise script.nothing_kept(values.source, "sounds to keep", skipped)
-        options = {"rate": values.rate, "seconds": values.seconds, "samples": samples, "split": fractions, "group": script.rule_name(values.group), **told}
+        options = {"rate": values.rate, "seconds": values.seconds, "samples": samples, "split": fractions, "group": script.rule_name(values.group),
+                   **told}
         sizes = {split: len({g for g, s in zip(groups, chosen) if s == split}) for split in sorted(set(chosen))}
         described = script.manifest(made_by, options, source.described, found, kept, skipped, seed=values.seed, groups=sizes, sound=total.manifest())
         spec = writer.finish(sounds.fields(samples, labels), described, total.facts())
@@ -191,5 +192,5 @@ class _Total:
     def facts(self):
         """What reading needs; peak and reference_db (dB; 0 is a sine at full scale) are of the training split, or of all if there is none."""
         measured = ["train"] if "train" in self.peaks else list(self.peaks)
-        level = max(self.levels[split] for split in measured)
-        return {"rate": self.rate, "peak": max(self.peaks[split] for split in measured) / 32768, "reference_db": round(float(20 * np.log10(level)), 4)}
+        peak, level = (max(of[split] for split in measured) for of in (self.peaks, self.levels))
+        return {"rate": self.rate, "peak": peak / 32768, "reference_db": round(float(20 * np.log10(level)), 4)}

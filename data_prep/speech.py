@@ -73,7 +73,10 @@ def main() -> None:
     if FLAGS.mic and FLAGS.layout != "vctk":
         raise UserError("--mic goes with --layout=vctk.")
     source = clips.open_source(FLAGS.source, "speaker", FLAGS.workers)
-    listed, skipped = vctk(source, FLAGS.mic) if FLAGS.layout == "vctk" else fsdd(source) if FLAGS.layout == "fsdd" else clips.by_folder(source, "speaker")
+    if FLAGS.layout == "speakers":
+        listed, skipped = clips.by_folder(source, "speaker")
+    else:
+        listed, skipped = fsdd(source) if FLAGS.layout == "fsdd" else vctk(source, FLAGS.mic)
     if FLAGS.hold_out and listed:
         listed = hold_out(listed, FLAGS.hold_out)
     told = {"layout": FLAGS.layout, "hold_out": FLAGS.hold_out, "mic": FLAGS.mic, "pieces": FLAGS.pieces}

@@ -48,8 +48,8 @@ def read_prompts(path: str) -> list[tuple[str, str]]:
     for number, line in enumerate(lines, 1):
         label, _, words = line.strip().replace("\t", " ").partition(" ")
         if re.search(r"[_/\\]|^\.", label) or not label.isprintable():
-            raise UserError(f"{printable(path)}, line {number}: the label {printable(label)!r} becomes part of a file name and must not hold _, / or \\, "
-                            "nor begin with a point.")
+            raise UserError(f"{printable(path)}, line {number}: the label {printable(label)!r} becomes part of a file name and must not hold _, / "
+                            "or \\, nor begin with a point.")
         if label:
             prompts.append((label, words.strip()))
     if not prompts:
@@ -112,14 +112,14 @@ def cut(wave: np.ndarray, rate: int, count: int, threshold: float, gap: float, n
     """(first, last + 1) sample of each of `count` utterances. Raises UserError where there are more or fewer, saying where they are."""
     peak = float(np.abs(wave).max(initial=0))
     if len(wave) < rate * 4 * HOP or peak < sounds.SILENT:
-        raise UserError(f"{name} is silent: its loudest sample has {20 * np.log10(max(peak, 1e-10)):.0f} dB of full scale in {len(wave) / rate:.2f} s; "
-                        "check the microphone and record again.")
+        raise UserError(f"{name} is silent: its loudest sample has {20 * np.log10(max(peak, 1e-10)):.0f} dB of full scale in "
+                        f"{len(wave) / rate:.2f} s; check the microphone and record again.")
     hop = max(1, round(HOP * rate))
     found, floor = utterances(levels(wave, rate), threshold, gap)
     if len(found) != count:
         where = ", ".join(f"{first * hop / rate:.2f}-{(last + 1) * hop / rate:.2f}" for first, last in found)
-        raise UserError(f"{name} holds {len(found)} utterances{f' (at {where} s)' if found else ''} more than {threshold:g} dB above its noise floor of "
-                        f"{floor:.0f} dB, but the list has {count} prompts: mend the list, record again, or change --threshold or --gap.")
+        raise UserError(f"{name} holds {len(found)} utterances{f' (at {where} s)' if found else ''} more than {threshold:g} dB above its noise "
+                        f"floor of {floor:.0f} dB, but the list has {count} prompts: mend the list, record again, or change --threshold or --gap.")
     margin, bounds = round(MARGIN * rate), []
     for i, (first, last) in enumerate(found):
         low = (found[i - 1][1] + 1) * hop if i else 0

@@ -304,7 +304,8 @@ def test_parts_keep_their_order_and_a_bad_file_its_place():
         assert len(files) == len(texts)
         for text, answer in zip(texts, files):
             if text in ("skip", "die", "rest rest hang") or isinstance(text, pool.Skip):
-                says = {"skip": "not wanted", "die": "decoder crashed (SIGSEGV)", "rest rest hang": "decoder took longer than 1 s"}.get(text, str(text))
+                known = {"skip": "not wanted", "die": "decoder crashed (SIGSEGV)", "rest rest hang": "decoder took longer than 1 s"}
+                says = known.get(text, str(text))
                 assert answer == [pool.Result(says, {}, [])]
             else:
                 assert answer == [pool.Result("", {"said": w}, [w.encode()], False) for w in text.split() if w != "rest"] + [pool.Result("", {}, [])]

@@ -39,7 +39,8 @@ def make_take(said, noise=1e-3, pause=0.8, rate=RATE, seed=0):
 @pytest.fixture
 def folder(tmp_path):
     """A take of five bursts, two of them with a short pause inside, with clicks between, and its prompts."""
-    said = [burst(0.3, 0.2), np.concatenate([burst(0.1, 0.1), np.zeros(RATE // 5), burst(0.1, 0.05)]), burst(0.5, 0.02, 2000), burst(0.2, 0.3), burst(0.07, 0.1)]
+    parted = np.concatenate([burst(0.1, 0.1), np.zeros(RATE // 5), burst(0.1, 0.05)])
+    said = [burst(0.3, 0.2), parted, burst(0.5, 0.02, 2000), burst(0.2, 0.3), burst(0.07, 0.1)]
     take, where = make_take(said)
     for second in (0.4, where[3][1] + 0.45):
         take[int(second * RATE):int(second * RATE) + 80] += 0.3  # clicks of 5 ms
@@ -55,7 +56,7 @@ def flags(path, **values):
 def test_clips_are_cut_named_and_scaled(folder, capsys):
     path, take, where = folder
     run(**flags(path))
-    assert sorted(os.listdir(path / "out")) == sorted(["7_moni_0.wav", "yes_moni_0.wav", "7_moni_1.wav", "no_moni_0.wav", "0_moni_0.wav", "clips.tsv"])
+    assert sorted(os.listdir(path / "out")) == ["0_moni_0.wav", "7_moni_0.wav", "7_moni_1.wav", "clips.tsv", "no_moni_0.wav", "yes_moni_0.wav"]
     rows = [line.split("\t") for line in (path / "out" / "clips.tsv").read_text().splitlines()]
     assert rows[0] == ["file", "label", "words", "start", "end"] and [r[2] for r in rows[1:]] == ["seven", "", "the number seven", "", ""]
     peaks, gains = [], []
@@ -103,7 +104,7 @@ def test_the_threshold_follows_the_noise(tmp_path, noise):
 
 
 def test_what_does_not_fit_is_one_sentence(folder):
-    path, take, where = folder
+    path = folder[0]
     (path / "four.txt").write_text("1\n2\n3\n4\n")
     at = r"at 0\.79-1\.11, 1\.89-2\.31, 3\.09-3\.61, 4\.39-4\.61, 5\.39-5\.48 s"
     soundfile.write(path / "silent.wav", np.zeros(RATE * 3), RATE)
@@ -116,8 +117,10 @@ def test_what_does_not_fit_is_one_sentence(folder):
     (path / "latin.txt").write_bytes(b"\xff\xfe\xff")
     (path / "full").mkdir()
     (path / "full" / "x").touch()
-    cases = [({"prompts": path / "four.txt"}, rf"holds 5 utterances \({at}\) .* the list has 4 prompts"), ({"gap": 1.0}, "holds 1 utterances .*5 prompts"),
-             ({"take": path / "silent.wav"}, "is silent: its loudest sample has -200 dB of full scale in 3.00 s"), ({"take": path / "void.wav"}, "is silent"),
+    cases = [({"prompts": path / "four.txt"}, rf"holds 5 utterances \({at}\) .* the list has 4 prompts"),
+             ({"gap": 1.0}, "holds 1 utterances .*5 prompts"),
+             ({"take": path / "silent.wav"}, "is silent: its loudest sample has -200 dB of full scale in 3.00 s"),
+             ({"take": path / "void.wav"}, "is silent"),
              ({"take": path / "noise.wav"}, r"holds 0 utterances more than 15 dB above its noise floor of -2\d dB"),
              ({"take": path / "text.wav"}, "is not a WAV"), ({"take": path / "cut.wav"}, "cut short"), ({"take": path / "none.wav"}, "is no file"),
              ({"prompts": path / "bad.txt"}, "line 2: the label 'two_b'"), ({"prompts": path / "up.txt"}, "line 1: the label '../x'"),
