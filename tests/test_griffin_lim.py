@@ -53,7 +53,7 @@ def test_matrix_products_give_the_same_as_the_fft():
     np.testing.assert_allclose(first, second, atol=1e-3 * np.abs(first).max())
 
 
-@pytest.mark.parametrize("hop, every", [(128, 1), (256, 3)])
+@pytest.mark.parametrize("hop, every", [(128, 1), (256, 6)])
 def test_spectral_convergence_on_spoken_digits(digits, hop, every):
     digits = digits[::every]
     target = magnitudes(digits, 512, hop)
@@ -62,7 +62,7 @@ def test_spectral_convergence_on_spoken_digits(digits, hop, every):
 
 
 def test_predicted_phases_are_far_nearer_than_random_ones(digits):
-    target = magnitudes(digits[::10], 512, 128)
+    target = magnitudes(digits[::20], 512, 128)
     random = jax.random.uniform(jax.random.key(1), target.shape, maxval=2 * jnp.pi)
     for iterations, share in ((0, 0.35), (20, 0.6)):
         predicted, drawn = (

@@ -24,7 +24,7 @@ def griffin_lim(
 
     Starts from given `phases` (radians, shape of the magnitudes) or from `predicted_phases` drawn with `key`: exactly one of the two.
     window_length and form are those of `stft`. Magnitudes of any scale give the same signal at that scale. Perraudin, Balazs and Sondergaard
-    2013, algorithm 2, alpha = momentum; momentum 0 is Griffin and Lim 1984. Raises UserError for a frame count that does not fit the length.
+    2013, A fast Griffin-Lim algorithm, alpha = momentum; momentum 0 is Griffin and Lim 1984. Raises UserError for a frame count that does not fit the length.
     """
     frames = magnitude_btf.shape[-2]
     if hop < 1 or length < 1 or frames != 1 + length // hop:
@@ -41,9 +41,9 @@ def predicted_phases(magnitude_btf, key, hop: int, window_length: int | None = N
     """Phases [..., frames, bins], radians, that fit the magnitudes: the first frame's at random, the others follow from it.
 
     In a Gaussian window the phase's slopes are those of the log-magnitude with the axes exchanged; a Hann window is close to the Gaussian of spread
-    0.256 window_length^2 (Prusa, Balazs and Sondergaard 2017, equations 4 and 5 and table I). Each local peak of a frame goes on from the
+    0.256 window_length^2 (Prusa, Balazs and Sondergaard 2017, A noniterative method). Each local peak of a frame goes on from the
     frame before by its slope in time; the bins around it follow the peak by their slopes in frequency (phase locking, Laroche and Dolson 1999),
-    in place of that paper's heap, which no accelerator runs well.
+    in place of the heap of the 2017 paper, which no accelerator runs well.
     """
     bins = magnitude_btf.shape[-1]
     n_fft = 2 * (bins - 1)
