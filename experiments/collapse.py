@@ -8,7 +8,7 @@
 from vae_jax.config import Config, Data, Eval, Optim, Run, UserError
 from vae_jax.tasks import vae
 
-VARIANTS = {"plain": {}, "annealed": dict(warmup="linear", warmup_steps=1000), "freebits": dict(free_bits_dimension=0.25)}
+VARIANTS = {"plain": {}, "annealed": dict(warmup="sigmoid", warmup_steps=2000), "freebits": dict(free_bits_dimension=0.25)}
 
 
 def get_config(variant: str = "plain") -> Config:
@@ -20,5 +20,5 @@ def get_config(variant: str = "plain") -> Config:
         data=Data(dir="datasets/mnist_static", train="train[:50000]", validation="train[50000:]", batch=128),
         optim=Optim(lr=1e-3, clip=10.0),
         eval=Eval(every=250, examples=2000),
-        run=Run(steps=1500, log_every=100, save_every=500),
+        run=Run(steps=2500 if variant == "annealed" else 1500, log_every=100, save_every=500),
     )

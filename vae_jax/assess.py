@@ -109,23 +109,35 @@ def _factors(run) -> list[str]:
 
 
 def _followed(run, sources) -> dict:
-    """Correlation of each stored factor with its best direction of the code, both within the training split, where factors vary:
-    fitted on four fifths of its groups of sources, scored on the others."""
+    """Correlation of each stored factor with its best direction of the code, in the first of test and train where factors vary.
+
+    factor_NAME_i: one direction for all, fitted on four fifths of the groups of sources, scored on the others. factor_NAME_i_within: for the
+    median source a direction of its own, fitted on every other of its versions, scored on the rest (a curved map turns from source to source).
+    """
     names = _factors(run)
-    if not names:
-        return {}
-    rows = evaluate.collect(lambda p, v, b: {"mean": run.task.encode(p, v, b)["mean"], **{k: b[k] for k in names}},
-                            run.params, run.variables, sources["train"], run.mesh, run.config.eval.batch, ENCODED)
-    groups = np.asarray(sources["train"].split.read(np.arange(len(rows["mean"])), ["group"])["group"])
-    distinct, found = np.unique(groups), {}
-    fit = np.isin(groups, distinct[: max(1, int(0.8 * len(distinct)))])
-    if fit.all():
-        return {}
-    for name in names:
-        factor = rows[name].reshape(len(rows[name]), -1)
-        correlation, _ = probes.factor_correlation(rows["mean"][fit], factor[fit], rows["mean"][~fit], factor[~fit])
-        found |= {f"eval/train/factor_{name}_{i}": abs(c) for i, c in enumerate(correlation)}
-    return found
+    for role in ("test", "train"):
+        source = sources.get(role)
+        if not names or source is None:
+            continue
+        rows = evaluate.collect(lambda p, v, b: {"mean": run.task.encode(p, v, b)["mean"], **{k: b[k] for k in names}},
+                                run.params, run.variables, source, run.mesh, run.config.eval.batch, ENCODED)
+        kept = source.split.read(np.arange(len(rows["mean"])), ["group", "source"])
+        groups, origins = np.asarray(kept["group"]), np.asarray(kept["source"])
+        distinct = np.unique(groups)
+        fit = np.isin(groups, distinct[: max(1, int(0.8 * len(distinct)))])
+        varied = [name for name in names if np.any(rows[name] != rows[name][:1])]
+        if not varied or fit.all():
+            continue
+        own, found = [origins == origin for origin in np.unique(origins)], {}
+        for name in varied:
+            factor = rows[name].reshape(len(rows[name]), -1)
+            correlation, _ = probes.factor_correlation(rows["mean"][fit], factor[fit], rows["mean"][~fit], factor[~fit])
+            halves = [(rows["mean"][k][::2], factor[k][::2], rows["mean"][k][1::2], factor[k][1::2]) for k in own if k.sum() >= 20]
+            within = np.median([probes.factor_correlation(*half)[0] for half in halves], 0) if halves else []
+            found |= {f"eval/{role}/factor_{name}_{i}": abs(c) for i, c in enumerate(correlation)}
+            found |= {f"eval/{role}/factor_{name}_{i}_within": c for i, c in enumerate(within)}
+        return found
+    return {}
 
 
 def judged(run, judge: str) -> dict:

@@ -1,15 +1,19 @@
 """evaluate: whole-split figures of a trained run, with standard errors, baselines and importance-weighted likelihood.
 
     python -m vae_jax evaluate --workdir=runs/mnist --measure=nll:5000 --judge=runs/judge
+    python -m vae_jax evaluate --workdir=runs/bottles --split=test      another split of the data than the run's own test split
 
-Prints a table and writes WORKDIR/evaluation.json.
+Prints a table and writes WORKDIR/evaluation.json (with --split, evaluation-SPLIT.json).
 """
+
+import re
 
 from absl import flags
 
 from vae_jax.config import UserError
 from vae_jax.verbs import trained
 
+SPLIT = flags.DEFINE_string("split", "", "Split, or part of one such as test[:100], in place of the run's test split.")
 MEASURE = flags.DEFINE_multi_string("measure", [], "NAME:AMOUNT, a dearer figure of the task on the test split; nll:5000 = 5,000 importance samples.")
 MEASURE_BATCH = flags.DEFINE_integer("measure_batch", 100, "Examples a batch of --measure.", lower_bound=1)
 JUDGE = flags.DEFINE_string("judge", "", "Run folder of a classifier (experiments/judge.py) that looks at prior samples.")
@@ -21,6 +25,7 @@ def main(started: float) -> int:
 
     measures = [_parse(text) for text in MEASURE.value]
     run = trained.open_run()
+    run.config.data.test = SPLIT.value or run.config.data.test
     with session.Leaving() as leaving:
         found = assess.assess(run, measures, MEASURE_BATCH.value, JUDGE.value, leaving.now)
     if found is None or not meshes.is_main():
@@ -29,7 +34,7 @@ def main(started: float) -> int:
     for name, value in found.items():
         if "kl_per_dimension/" not in name:
             print(f"{name:42s} {value:14.6g}")
-    path = run.workdir / "evaluation.json"
+    path = run.workdir / (f"evaluation-{re.sub(r'[^0-9A-Za-z_]+', '_', SPLIT.value)}.json" if SPLIT.value else "evaluation.json")
     session.write_json(path, {"checkpoint": run.step, "seed": run.config.seed, "results": found})
     print(path)
     return 0

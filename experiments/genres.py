@@ -1,0 +1,20 @@
+"""One-second pieces of music of several genres as spectrograms, a 128-D code (rows C4-C9).
+
+    python -m vae_jax train --config=experiments/genres.py --workdir=runs/genres
+
+Data: python -m data_prep.genres --source=FOLDER --out=datasets/genres --split=train:0.7,validation:0.1,test:0.2
+"""
+
+from vae_jax import fronts
+from vae_jax.config import Config, Data, Eval, Optim, Run
+from vae_jax.tasks import vae
+
+
+def get_config() -> Config:
+    return Config(
+        name="genres",
+        model=vae.Model(family="conv", hidden=(32, 64, 128, 128), latent=128, likelihood="gaussian", sigma=0.1, sound=fronts.Sound(n_fft=512, hop=256)),
+        data=Data(dir="datasets/genres", validation="validation", batch=64),
+        optim=Optim(lr=1e-3, schedule="cosine", warmup_steps=200, ema=0.999, clip=1000.0),
+        eval=Eval(every=250, batch=100, examples=1000), run=Run(steps=3000, log_every=50, save_every=500),
+    )
