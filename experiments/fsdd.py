@@ -24,7 +24,7 @@ VARIANTS = {
 def get_config(variant: str = "native") -> Config:
     if variant not in VARIANTS:
         raise UserError(f"experiments/fsdd.py has no variant {variant!r}; it has {', '.join(VARIANTS)}.")
-    model = vae.Model(family="conv", hidden=(32, 64, 128, 128), latent=128, likelihood="gaussian", sigma=0.05, **VARIANTS[variant])
+    model = vae.Model(family="conv", hidden=(32, 64, 128, 128), latent=128, likelihood="gaussian", squash=True, sigma=0.05, **VARIANTS[variant])
     return Config(
         name=f"fsdd-{variant}", model=model,
         data=Data(dir="datasets/fsdd_faithful" if variant == "faithful" else "datasets/fsdd", batch=64),

@@ -13,7 +13,7 @@ from vae_jax.tasks import vae
 def get_config() -> Config:
     return Config(
         name="genres",
-        model=vae.Model(family="conv", hidden=(32, 64, 128, 128), latent=128, likelihood="gaussian", sigma=0.1, sound=fronts.Sound(n_fft=512, hop=256)),
+        model=vae.Model(family="conv", hidden=(32, 64, 128, 128), latent=128, likelihood="gaussian", squash=True, sigma=0.1, sound=fronts.Sound(n_fft=512, hop=256)),
         data=Data(dir="datasets/genres", validation="validation", batch=64),
         optim=Optim(lr=1e-3, schedule="cosine", warmup_steps=200, ema=0.999, clip=1000.0),
         eval=Eval(every=250, batch=100, examples=1000), run=Run(steps=3000, log_every=50, save_every=500),

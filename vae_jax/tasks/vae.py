@@ -25,12 +25,13 @@ class Model:
     family: str = "dense"  # dense, conv, lstm
     hidden: tuple[int, ...] = (300, 300)  # from picture to code: widths, channels of stride-2 layers, or LSTM units
     latent: int = 40
-    activation: str = "relu"  # relu, tanh, gelu, linear; dense only: gated
+    activation: str = "relu"  # relu, tanh, gelu, linear; dense only: gated. An LSTM has its own
     autoregressive: bool = False  # lstm: the decoder also reads the row before
     condition: str = ""  # '' or label: given to encoder and decoder
     binarize: bool = False  # a new Bernoulli draw of grey pictures at every step; held-out ones are drawn once, by seed and row number
     likelihood: str = "bernoulli"  # bernoulli, continuous_bernoulli, gaussian, logistic_mixture
     sigma: float = 0.0  # gaussian: noise level in units of white = 1; 0 = learned
+    squash: bool = False  # gaussian: its mean is a sigmoid, for pictures with much that is exactly black or white
     mixtures: int = 5  # logistic_mixture: components a pixel
     prior: str = "standard"  # standard, mixture, vamp
     components: int = 10  # of the mixture, or pseudo-inputs of vamp
@@ -52,7 +53,7 @@ def make(config: Config, spec) -> Task:
     labels = _check(config, spec, front)
     shape, view = front.shape, front.analyse
     dtype = jnp.dtype(config.dtype)
-    settings = {"gaussian": {"sigma": m.sigma}, "logistic_mixture": {"components": m.mixtures}}.get(m.likelihood, {})
+    settings = {"gaussian": {"sigma": m.sigma, "squash": m.squash}, "logistic_mixture": {"components": m.mixtures}}.get(m.likelihood, {})
     likelihood = likelihoods.get(m.likelihood, **settings)
     prior = priors.get(m.prior, m.latent, m.components, m.covariance, shape)
     encoder = vae.Encoder(m.family, m.hidden, m.latent, m.activation, dtype)
