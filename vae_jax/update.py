@@ -43,7 +43,7 @@ def optim_of(task: Task, config: Config, player: str) -> Optim:
 def init_state(task: Task, config: Config, batch) -> TrainState:
     """A fresh state; `batch` only lends its shapes to `task.init`. Frozen players get no optimizer state."""
     key = jax.random.key(config.seed)
-    params, variables = task.init(jax.random.fold_in(key, 0), batch)
+    params, variables = jax.tree.map(_strong, task.init(jax.random.fold_in(key, 0), batch))
     players = trained(task)
     unknown = sorted(set(config.optim.ema_players) - set(players))
     if unknown:
@@ -55,6 +55,11 @@ def init_state(task: Task, config: Config, batch) -> TrainState:
         ema={p: jax.tree.map(jnp.copy, params[p]) for p in averaged},
         key=jax.random.fold_in(key, 1), bad_step=jnp.int32(NEVER), bad_terms=jnp.zeros(WORDS, jnp.uint32),
     )
+
+
+def _strong(x):
+    """x with a type of its own: the weak type of a constant such as jnp.full(n, 0.5) is lost in the first step, which would compile again."""
+    return jax.lax.convert_element_type(x, x.dtype)
 
 
 def eval_params(state: TrainState) -> dict:
