@@ -128,6 +128,7 @@ def test_charts_draw_in_both_themes_and_leave_nothing_behind():
         lambda t: figures.histograms(rng.standard_normal((99, 5)), theme=t),
         lambda t: figures.histograms(np.zeros((9, 1)), theme=t),
         lambda t: figures.bars(rng.random(5), np.array([True, False, True, True, True]), theme=t),
+        lambda t: figures.waves({"original": rng.standard_normal((3, 5001)), "model": np.zeros((3, 99))}, ("a$b", "c", "<d>"), 8000, t),
         lambda t: figures.fidelity({"variance": np.linspace(0.3, 1, 9), "singular": np.linspace(0.2, 1, 9)}, theme=t),
     ]
     for chart in charts:
@@ -188,7 +189,8 @@ HOSTILE = "<script>alert(1)</script>\"'&\u202egnp.exe\x1b[31m\n\udcff"
 
 def hostile_page():
     picture = pages.Picture("a b<c>.png", HOSTILE, dark="javascript:alert(1)")
-    section = pages.Section("x", HOSTILE, HOSTILE, ((picture, HOSTILE),), ((HOSTILE, HOSTILE, HOSTILE), ("loss", 1.5, "")))
+    section = pages.Section("x", HOSTILE, HOSTILE, ((picture, HOSTILE),), ((HOSTILE, HOSTILE, HOSTILE), ("loss", 1.5, "")),
+                            (pages.Sounds(HOSTILE, (("javascript:alert(1)", HOSTILE), ("a b.wav", "model"))),))
     table = pages.Table(("name", HOSTILE, "note"), ((HOSTILE, HOSTILE, HOSTILE), ("KL", (2.0, 0.1), "")))
     return pages.page(HOSTILE, HOSTILE, [(HOSTILE, HOSTILE)], HOSTILE, table, [section])
 
@@ -199,8 +201,8 @@ def test_page_escapes_everything():
     reader = Reader(text)
     assert not reader.open
     tags = {tag for tag, _ in reader.tags}
-    assert "script" not in tags and tags <= set("html head meta link title style body main header h1 h2 p div dl dt dd code nav a section figure "
-                                               "picture source img figcaption small table thead tbody tr th td".split())
+    assert "script" not in tags and tags <= set("html head meta link title style body main header h1 h2 h3 audio p div dl dt dd code nav a section "
+                                               "figure picture source img figcaption small table thead tbody tr th td".split())
     assert not any(name.startswith("on") or name == "style" for _, attrs in reader.tags for name in attrs)
     assert "\u202e" not in text and "\x1b" not in text and "\\u202e" in text and "\\x1b" in text
     assert "".join(reader.text).count("<script>alert(1)</script>") >= 8
@@ -222,5 +224,7 @@ def test_page_policy_is_strict_and_knows_the_style():
     style = re.search(r"<style>(.*?)</style>", text, re.S).group(1)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     assert policy.startswith("default-src 'none'; img-src 'self' data:;") and f"'sha256-{digest}'" in policy
+    assert "media-src 'self';" in policy and [set(attrs) for tag, attrs in Reader(text).tags if tag == "audio"] == 2 * [
+        {"controls", "preload", "aria-label", "src"}]
     assert "unsafe" not in policy and "http" not in policy and "url(" not in style and "@import" not in style
     assert "prefers-color-scheme" in style and 'name="viewport"' in text

@@ -13,6 +13,7 @@ from vae_jax import report
 from vae_jax.config import UserError
 from vae_jax.latents import pca
 from vae_jax.media import figures
+from vae_jax.models import priors
 from vae_jax.tasks import Task
 
 SD = 0.3  # of every posterior
@@ -59,9 +60,9 @@ HISTORY = [{"step": s, "eval/train/loss": 20 - s, "eval/test/loss": 21 - s, "eva
 INFO = {"name": "<b>digits</b>", "command": "python -m vae_jax report --workdir=runs/digits", "seed": 0, "data": "digits & more"}
 
 
-def made(splits, latent, history=HISTORY, names=tuple("0123456789"), condition=None, **kinds):
+def made(splits, latent, history=HISTORY, names=tuple("0123456789"), condition=None, mixture=None, **kinds):
     params, task = linear_task(splits, latent, **kinds)
-    return report.build(task, params, {}, splits, history, INFO, jax.random.key(0), names, condition)
+    return report.build(task, params, {}, splits, history, INFO, jax.random.key(0), {"label": names} if names else {}, condition, mixture=mixture)
 
 
 class Links(html.parser.HTMLParser):
@@ -112,12 +113,30 @@ def test_report_of_a_labelled_vae(tmp_path):
     assert numbers["manifold"]["neighbour ratio"] < 0.2
     assert numbers["fidelity"]["rank"] == 5 and numbers["fidelity"]["directions for 0.99"] == 5
     assert numbers["samples"]["closest of all"] > 0
+    assert {"scatter.png", "tsne.png"} <= found.files
     assert numbers["curves"] == {"loss, train": 17.0, "loss, test": 18.0, "KL, test": 3.0}
 
 
 @pytest.fixture
 def light(monkeypatch):
     monkeypatch.setattr(figures, "THEMES", {"": figures.LIGHT})
+
+
+def test_a_mixture_prior_is_shown_by_component(light):
+    """Three far Gaussians, two of them on the codes of zeros and of ones: their shares are those of the digits, the third is unused."""
+    both = digits(900)
+    pair = {k: v[both["label"] < 2] for k, v in both.items()}
+    splits = {"train": pair, "test": {k: v[:51] for k, v in pair.items()}}
+    params, task = linear_task(splits, 2)
+    code = np.asarray(task.encode(params, {}, splits["train"])["mean"])
+    centres = np.stack([code[pair["label"] == c].mean(0) for c in (0, 1)] + [np.array([50.0, 50.0])])
+    built = made(splits, 2, mixture=priors.Diagonal(jnp.log(jnp.array([0.5, 0.4, 0.1])), jnp.float32(centres), jnp.full((3, 2), np.log(0.2))))
+    section = {s.name: s for s in built.sections}["components"]
+    numbers = {n[0]: n[1] for n in section.numbers}
+    zeros = (splits["test"]["label"] == 0).mean()
+    assert numbers["components used"] == "2 of 3" and numbers["least weight"] == pytest.approx(0.1) and numbers["least share"] < 1e-6
+    assert numbers["largest share"] == pytest.approx(max(zeros, 1 - zeros), abs=0.05) and 1.9 < numbers["effective number"] <= 2
+    assert section.pictures[0][1].endswith("3: weight 0.100, share 0.000.") and {"components.png", "shares.png"} <= set(built.files)
 
 
 def test_report_of_a_conditional_code_of_two(light, tmp_path):

@@ -46,6 +46,29 @@ def test_sample_repeats_by_seed(setup):
     assert not np.array_equal(arrays[0], arrays[2])
 
 
+def test_sample_of_a_class_comes_from_its_training_codes(setup):
+    """In place of a conditional model: pictures of a class are nearer to that class's mean picture than the other class's are."""
+    folder, _ = setup
+    paths = [verb("sample", f"--workdir={folder / 'run'}", "--count=9", f"--label={name}", *more).split()[-1]
+             for name, more in (("left", ()), ("right", ()), ("left", ("--spread=0.5",)))]
+    left, right, narrow = (np.load(p.replace(".png", ".npz"))["mean"] for p in paths)
+    rows = records.open_split(folder / "data", "train").read_all(["image", "label"])
+    axis = np.subtract(*((rows["image"][rows["label"] == c] / 255.0).mean(0) for c in (0, 1)))
+    assert left.shape == narrow.shape == (9, 8, 8, 1) and ((left - right) * axis).sum() > 0 and "class0-spread0.5" in paths[2]
+    (folder / "data").rename(folder / "moved")
+    found = launch.run("sample", f"--workdir={folder / 'run'}", "--label=left")
+    (folder / "moved").rename(folder / "data")
+    assert found.returncode == 2 and "needs the data this run was trained on" in found.stderr and "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("name, flags, sentence", [
+    ("sample", ("--label=up",), "classes are left, right"), ("sample", ("--spread=1",), "--spread goes with --label"),
+    ("reconstruct", ("--wav=any.wav",), "this run's data holds pictures")])
+def test_a_mistake_is_one_sentence(setup, name, flags, sentence):
+    found = launch.run(name, f"--workdir={setup[0] / 'run'}", *flags)
+    assert found.returncode == 2 and sentence in found.stderr and "Traceback" not in found.stderr
+
+
 def test_reconstruct_reports_the_error_it_shows(setup):
     folder, _ = setup
     out = verb("reconstruct", f"--workdir={folder / 'run'}", f"--data={folder / 'data'}", "--split=test[:7]")
@@ -60,7 +83,7 @@ def test_report_is_a_page_that_loads_nothing_from_elsewhere(setup):
     page = open(verb("report", f"--workdir={folder / 'run'}", "--animate").split()[-1]).read()
     assert "Content-Security-Policy" in page and html.escape("default-src 'none'") in page
     assert "http://" not in page and "https://" not in page and "<script" not in page
-    assert (folder / "run" / "report" / "training.gif").exists() and "reconstructions.png" in page
+    assert (folder / "run" / "report" / "training.gif").exists() and "reconstructions.png" in page and "components.png" in page
 
 
 def test_bench_prints_its_figures(setup):

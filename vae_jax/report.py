@@ -1,4 +1,4 @@
-"""The report of a run: pictures of what a trained model learned, each with a number beside it, as one page that needs no network.
+"""The report of a run: pictures and sounds of what a trained model learned, each with a number beside it, as one page that needs no network.
 
 `build` measures and draws (a task and arrays in, bytes out); `write` puts the page, its pictures and `numbers.json` into WORKDIR/report.
 """
@@ -13,8 +13,8 @@ from etils import epath
 
 from vae_jax.config import UserError
 from vae_jax.latents import paths, pca, statistics
-from vae_jax.media import html, measures, sections
-from vae_jax.media.sections import mean
+from vae_jax.media import code_sections, html, measures, sections, sound_sections
+from vae_jax.media.sections import mean, root, scale
 
 
 class Report(NamedTuple):
@@ -36,59 +36,101 @@ METRICS = {
 }
 
 
-def build(task, params, variables, splits: dict, history: list[dict], info: dict, key, names=(), condition=None, standard_prior: bool = True,
-          examples: int = 10_000, frames=None) -> Report:
+SECTIONS = (sections.reconstructions, sound_sections.reconstructions, sound_sections.listening, sections.samples, code_sections.mixture,
+            sections.manifold, sections.interpolations, code_sections.scatter, code_sections.training, code_sections.aggregate,
+            code_sections.dimensions, code_sections.fidelity, sections.traversals, sections.curves)
+TRAIN_BYTES, SIDE_BYTES = 1 << 30, 1 << 29  # of the training pictures, and of the float32 pictures of one measured side
+
+
+def capacity(shape, itemsize: int) -> tuple[int, int]:
+    """How many training pictures of a shape a report holds, and how many of each split it measures: the first ones."""
+    return max(2, TRAIN_BYTES // (itemsize * math.prod(shape))), max(16, SIDE_BYTES // (4 * math.prod(shape)))
+
+
+def build(task, params, variables, splits: dict, history: list[dict], info: dict, key, names=None, condition=None, standard_prior: bool = True,
+          examples: int = 10_000, frames=None, mixture=None) -> Report:
     """Measures a model and draws its report.
 
-    splits: {role: {'image': uint8 [n, h, w, 1 or 3], 'label': int [n] where there are labels, ...}}; 'train' is needed, and the first of test,
-        validation, train that is there is what the page calls held-out.
-    history: the lines of metrics.jsonl. info: `name`, `command`, then facts for the page's head, in order. names: of the classes.
+    splits: {role: batch}, rows of records as the task takes them, such as {'image': uint8 [n, h, w, 1 or 3], 'label': int [n]} or, for a task with
+        a sound front, {'audio': int16 [n, samples, 1], ...}; 'train' is needed, and the first of test, validation, train that is there is what
+        the page calls held-out.
+    history: the lines of metrics.jsonl. info: `name`, `command`, then facts for the page's head, in order.
+    names: {field: names of its classes}; codes are coloured and probed by each, and by a `label` without names.
     condition(batch) -> [n, c]: what the decoder is given besides the code; None for an unconditional model.
-    standard_prior: whether a code of one or two dimensions is mapped by the unit Gaussian.
-    examples: of each split that are measured; all training pictures go into the PCA and neighbour baselines.
+    standard_prior: whether a code of one or two dimensions is mapped by the unit Gaussian. mixture: the prior (models.priors) if it is a mixture.
+    examples: of each split that are measured, fewer where they would not fit; all training pictures go into the PCA and neighbour baselines.
     frames: {step: codes [n, d] of the first n held-out pictures} at several checkpoints, for an animation.
     Without labels, logvar, `task.sample` or a history, what needs them is left out.
     """
-    role = next(r for r in ("test", "validation", "train") if r in splits)
-    shape = splits["train"]["image"].shape[1:]
-    rows = max(16, min(500, 2**20 // math.prod(shape)))
+    role, names = next(r for r in ("test", "validation", "train") if r in splits), names or {}
+    front = task.front if task.front is not None and task.front.kind == "audio" else None
+    shape = front.shape if front else splits["train"]["image"].shape[1:]
+    rows, examples = max(16, min(500, 2**20 // math.prod(shape))), min(examples, capacity(shape, 4)[1])
     compiled = {name: jax.jit(getattr(task, name)) for name in ("encode", "decode", "metrics", "sample") if getattr(task, name)}
+    audio = _audio(front, key, rows) if front else None
 
-    def decode(code, given):
+    def seen(batch):
+        """(pictures, levels or None) of records."""
+        return audio.see(batch["audio"]) if audio else (batch["image"], None)
+
+    def decoded(code, given):
         tree = {"code": np.asarray(code, np.float32)} | ({} if given is None else {"condition": given})
-        return _chunks(lambda i, b: compiled["decode"](params, variables, b["code"], b.get("condition"))["image"], tree, rows)
+        return chunks(lambda i, b: compiled["decode"](params, variables, b["code"], b.get("condition")), tree, rows)
 
     def sample(request):
         return jax.device_get(compiled["sample"](params, variables, jax.random.fold_in(key, 2**31 - 1), request))
 
-    def side(batch):
+    def side(batch, pictures):
         batch = {k: v[:examples] for k, v in batch.items() if np.asarray(v).dtype.kind in "biuf"}  # names of sources cannot go to a device
-        code = _chunks(lambda i, b: compiled["encode"](params, variables, b), batch, rows)
-        per_example = _chunks(lambda i, b: compiled["metrics"](params, variables, b, jax.random.fold_in(key, i)), batch, rows)
+        code = chunks(lambda i, b: compiled["encode"](params, variables, b), batch, rows)
+        per_example = chunks(lambda i, b: compiled["metrics"](params, variables, b, jax.random.fold_in(key, i)), batch, rows)
         given = None if condition is None else np.asarray(condition(batch))
-        logvar = code.get("logvar")
+        logvar, made = code.get("logvar"), decoded(code["mean"], given)
         information = None if logvar is None else statistics.mutual_information(code["mean"], logvar)
-        return sections.Side(batch["image"], batch.get("label"), given, code["mean"], logvar, per_example, decode(code["mean"], given), information)
+        classes = {name: batch[name] for name in dict.fromkeys(("label", *names)) if name in batch}
+        image, level = pictures if pictures else seen(batch)
+        return sections.Side(image[:examples], next(iter(classes.values()), None), classes, given, code["mean"], logvar, per_example, made["image"],
+                             information, batch["audio"] if audio else None, None if level is None else level[:examples], made.get("level"))
 
-    if len(splits["train"]["image"]) < 2:
-        raise UserError("a report needs at least two training pictures: give the run's data_prep more.")
-    train = side(splits["train"])
-    held = train if role == "train" else side(splits[role])
+    pictures = seen(splits["train"])
+    if len(pictures[0]) < 2:
+        raise UserError(f"a report needs at least two training {'sounds' if audio else 'pictures'}: give the run's data_prep more.")
+    train = side(splits["train"], pictures)
+    held = train if role == "train" else side(splits[role], None)
     run = sections.Run(
-        decode=decode, sample=sample if task.sample else None, role=role, train=train, held=held, pictures=splits["train"]["image"],
-        plane=paths.plane(train.mean, standard_prior and train.logvar is not None), pixels=pca.fit(splits["train"]["image"], train.mean.shape[1]),
-        codes=pca.fit(train.mean), names=tuple(names), history=history, frames=frames or {}, files={},
+        decode=lambda code, given: decoded(code, given)["image"], sample=sample if task.sample else None, role=role, train=train, held=held,
+        pictures=pictures[0], plane=paths.plane(train.mean, standard_prior and train.logvar is not None),
+        pixels=pca.fit(pictures[0], train.mean.shape[1]), codes=pca.fit(train.mean), names=names, history=history, frames=frames or {}, files={},
+        audio=audio, mixture=mixture,
     )
     latent = train.mean.shape[1]
     facts = [(str(k), str(v)) for k, v in info.items() if k not in ("name", "command")]
-    facts.append(("measured on", f"{len(train.image):,} of {len(run.pictures):,} training pictures, "
-                                 f"{len(held.image):,} of {len(splits[role]['image']):,} held-out ones ({role})"))
-    subtitle = f"Pictures of {' × '.join(str(s) for s in shape)} through a code of {latent} number{'s' * (latent > 1)}."
-    drawn = [section for section in (draw(run) for draw in sections.ALL) if section]
+    facts.append(("measured on", f"{len(train.image):,} of {len(run.pictures):,} training {run.noun}s, "
+                                 f"{len(held.image):,} of {len(next(iter(splits[role].values()))):,} held-out ones ({role})"))
+    size = " × ".join(str(s) for s in (shape[:2] if audio else shape))
+    subtitle = f"{run.noun.capitalize()}s of {size} through a code of {latent} number{'s' * (latent > 1)}."
+    drawn = [section for section in (draw(run) for draw in SECTIONS) if section]
     return Report(str(info["name"]), subtitle, facts, str(info["command"]), _table(run), drawn, run.files)
 
 
-def _chunks(fn, tree, rows):
+def _audio(front, key, rows) -> sections.Audio:
+    """A front's way from waves to spectrograms and back, for arrays of any number."""
+    analyse = jax.jit(lambda b: {"x": front.analyse(b)} | ({"level": front.level(b)} if front.level else {}))
+    sound = jax.jit(front.sound)
+
+    def see(waves):
+        batch = {"audio": waves if waves.ndim == 3 else np.asarray(waves, np.float32)[..., None]}
+        found = chunks(lambda i, b: analyse(b), batch, rows)
+        return found["x"], found.get("level")
+
+    def hear(x, level):
+        tree = {"x": np.asarray(x, np.float32)} | ({} if level is None else {"level": level})
+        return chunks(lambda i, b: sound(b["x"], b.get("level"), jax.random.fold_in(key, i)), tree, min(rows, 32))
+
+    return sections.Audio(see, hear, front.rate, front.range_db)
+
+
+def chunks(fn, tree, rows: int):
     """fn(chunk number, rows of tree) over all rows. Every call has the same shape (the last repeats its last row), so it compiles once."""
     n, found = len(jax.tree.leaves(tree)[0]), []
     for i, start in enumerate(range(0, n, rows)):
@@ -109,11 +151,15 @@ def _table(run) -> html.Table:
     linear, flat = ([mean(pca.errors(run.pixels, side.image, k)) for side in sides] for k in (None, 0))
     active = [statistics.active_units(side.mean) for side in sides]
     rows += [
-        ("squared error", *squared, "a pixel, black = 0, white = 1, decoded from the posterior mean"),
-        (f"of PCA-{len(run.pixels.components)}", *linear, "baseline: principal components of the training pictures, as many as the code has numbers"),
-        ("of the mean picture", *flat, "baseline: the same answer for every picture"),
+        ("squared error", *squared, f"a pixel, {scale(run)}, decoded from the posterior mean"),
+        (f"of PCA-{len(run.pixels.components)}", *linear,
+         f"baseline: principal components of the training {run.noun}s, as many as the code has numbers"),
+        (f"of the mean {run.noun}", *flat, f"baseline: the same answer for every {run.noun}"),
         ("active units", *(f"{units.sum()} of {len(units)}" for units in active), "posterior mean varies over the data by more than 0.01"),
     ]
+    if run.audio is not None:
+        decibels = (root(pair, run.audio.range_db) for pair in squared)
+        rows.insert(-4, ("error in dB", *decibels, "root of the squared error, decoded from the posterior mean"))
     if run.train.information is not None:
         most = " and ".join(dict.fromkeys(f"{math.log(len(side.mean)):.2f}" for side in sides))
         rows.append(("information", *(side.information for side in sides), f"I(x; z) in nats, an estimate that cannot exceed log n = {most}"))

@@ -118,7 +118,7 @@ def scatter(code_nm, label_n=None, names=(), axes_names=("z1", "z2"), limit: flo
             spread = 0.7 * ((np.arange(len(code)) * 0.6180339887) % 1 - 0.5)  # even, and the same every time
             code = np.column_stack([code[:, 0], number + spread])
             ax.set_yticks(range(len(classes)) if legend else [])
-            ax.set_yticklabels([_name(names, c) for c in classes] if legend else [])
+            ax.set_yticklabels([class_name(names, c) for c in classes] if legend else [])
         else:
             ax.set_ylabel(axes_names[1])
             ax.set_aspect("equal", adjustable="datalim" if not limit else "box")
@@ -131,7 +131,7 @@ def scatter(code_nm, label_n=None, names=(), axes_names=("z1", "z2"), limit: flo
                 ax.set_ylim(-limit, limit)
         if legend:
             marks = [lines.Line2D([], [], marker="o", linestyle="", markersize=6, color=colours[i]) for i in range(len(classes))]
-            ax.legend(marks, [_name(names, c) for c in classes], loc="center left", bbox_to_anchor=(1.0, 0.5), handletextpad=0.2)
+            ax.legend(marks, [class_name(names, c) for c in classes], loc="center left", bbox_to_anchor=(1.0, 0.5), handletextpad=0.2)
         ax.set_title(title)
         return _png(figure)
 
@@ -142,11 +142,29 @@ def animation(frames: dict, label_n=None, names=(), limit: float = 6.0, millisec
     return images.gif(drawn, milliseconds)
 
 
-def _name(names, number):
+def class_name(names, number) -> str:
     """A class's name, cut, without control characters: names come from folders."""
     text = str(names[int(number)]) if 0 <= int(number) < len(names) else str(number)
     text = "".join(c if c.isprintable() else "?" for c in text)
     return text if len(text) <= 24 else text[:23] + "…"
+
+
+def waves(columns: dict, rows, rate: int, theme: Theme = LIGHT) -> bytes:
+    """Waves over time: {title: waves [n, samples]} side by side, one lane an example, all at one height, with `rows` (n names) at the left."""
+    with _style(theme):
+        figure, axes = _figure(8.4, 0.9 + 0.55 * len(rows), columns=len(columns))
+        loudest = max(float(np.abs(values).max(initial=0.0)) for values in columns.values()) or 1.0
+        for ax, (title, values) in zip(axes[0], columns.items()):
+            width = max(1, -(-values.shape[1] // 600))  # samples a drawn point: the eye sees the least and the greatest of them
+            blocks = np.pad(np.asarray(values, np.float64), [(0, 0), (0, -values.shape[1] % width)], mode="edge").reshape(len(values), -1, width)
+            time = np.arange(blocks.shape[1]) * width / rate
+            for i, block in enumerate(blocks):
+                ax.fill_between(time, 0.48 * block.min(1) / loudest - i, 0.48 * block.max(1) / loudest - i, color=theme.series[-1], linewidth=0.5)
+            ax.set_title(title)
+            ax.set_xlabel("seconds")
+            ax.set_ylim(0.5 - len(rows), 0.5)
+            ax.set_yticks([-i for i in range(len(rows))], rows if ax is axes[0, 0] else [""] * len(rows))
+        return _png(figure)
 
 
 def histograms(z_nd, names=(), theme: Theme = LIGHT) -> bytes:
@@ -175,8 +193,9 @@ def histograms(z_nd, names=(), theme: Theme = LIGHT) -> bytes:
         return _png(figure)
 
 
-def bars(values_d, threshold_d=None, ylabel: str = "nats", theme: Theme = LIGHT) -> bytes:
-    """One bar a dimension, largest first; dimensions whose `threshold_d` is False (inactive) are drawn faint."""
+def bars(values_d, threshold_d=None, ylabel: str = "nats", xlabel: str = "latent dimension, strongest first", states=("active", "inactive"),
+         theme: Theme = LIGHT) -> bytes:
+    """One bar a dimension, largest first; those whose `threshold_d` is False, the second of `states`, are drawn faint."""
     values = np.asarray(values_d, np.float64)
     order = np.argsort(-values, kind="stable")
     active = np.ones(len(values), bool) if threshold_d is None else np.asarray(threshold_d)
@@ -184,7 +203,7 @@ def bars(values_d, threshold_d=None, ylabel: str = "nats", theme: Theme = LIGHT)
         figure, axes = _figure(7.0, 2.7)
         ax = axes[0, 0]
         ax.bar(range(len(values)), values[order], width=0.78, color=[theme.series[-1] if active[i] else theme.series[0] for i in order])
-        ax.set_xlabel("latent dimension, strongest first")
+        ax.set_xlabel(xlabel)
         ax.set_ylabel(ylabel)
         ax.set_xlim(-0.7, max(len(values), 6) - 0.3)
         ax.grid(axis="x", visible=False)
@@ -192,7 +211,7 @@ def bars(values_d, threshold_d=None, ylabel: str = "nats", theme: Theme = LIGHT)
             ax.set_xticks(range(len(values)), [str(i + 1) for i in order])
         if not active.all():
             marks = [patches.Patch(color=theme.series[-1]), patches.Patch(color=theme.series[0])]
-            ax.legend(marks, ["active", "inactive"], loc="upper right")
+            ax.legend(marks, states, loc="upper right")
         return _png(figure)
 
 

@@ -1,7 +1,7 @@
 """The page of a run: one HTML file without scripts or outside resources, pictures beside it, light and dark, for screens of any width.
 
 Everything that comes from data, names or settings passes through `_text`; the content-security policy lets nothing but the page's own style
-(by its hash) and its own pictures in.
+(by its hash) and its own pictures and sounds in. The players are the browser's own.
 """
 
 import base64
@@ -20,10 +20,17 @@ class Picture(NamedTuple):
     dark: str = ""
 
 
+class Sounds(NamedTuple):
+    """Sound files that are heard together: a title, and (file beside the page, caption) of each."""
+
+    title: str
+    files: tuple[tuple[str, str], ...]
+
+
 class Section(NamedTuple):
     """A heading, what is shown, its pictures with a caption each, and the numbers that belong to them: (name, value, note).
 
-    A value is text, an int, a float, or a pair (mean, standard error).
+    A value is text, an int, a float, or a pair (mean, standard error). Sounds stand under the pictures, one line a group.
     """
 
     name: str  # of the anchor
@@ -31,6 +38,7 @@ class Section(NamedTuple):
     text: str
     pictures: tuple[tuple[Picture, str], ...] = ()
     numbers: tuple[tuple, ...] = ()
+    sounds: tuple[Sounds, ...] = ()
 
 
 class Table(NamedTuple):
@@ -51,6 +59,7 @@ main{max-width:60rem;margin:0 auto;padding:1.5rem 1rem 4rem}
 header p,footer{color:var(--faint)}
 h1{font-size:1.7rem;line-height:1.2;margin:.4rem 0 .2rem;overflow-wrap:anywhere}
 h2{font-size:1.15rem;margin:0 0 .35rem}
+h3{font-size:.95rem;margin:0;overflow-wrap:anywhere}
 section,.card{background:var(--paper);border:1px solid var(--rule);border-radius:12px;padding:1.1rem 1.2rem;margin:1.1rem 0}
 section>p,.card>p{margin:.1rem 0 .9rem;color:var(--faint);max-width:46rem}
 nav{display:flex;flex-wrap:wrap;gap:.35rem .9rem;margin:1rem 0;font-size:.9rem}
@@ -66,6 +75,10 @@ dl.facts dt{font-size:inherit}
 dt{font-size:.8rem;color:var(--faint)}
 dd{margin:0;font-size:1.08rem;font-weight:600;font-variant-numeric:tabular-nums}
 dd small{display:block;font-size:.75rem;font-weight:400;color:var(--faint)}
+.sounds{display:grid;grid-template-columns:repeat(auto-fit,minmax(13rem,1fr));gap:.4rem 1rem;padding:.7rem 0;border-bottom:1px solid var(--rule)}
+.sounds h3{grid-column:1/-1}
+.sounds figure{margin:0}
+audio{display:block;width:100%;height:2.4rem}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
 th,td{text-align:right;padding:.42rem .6rem;border-bottom:1px solid var(--rule);white-space:nowrap}
@@ -93,7 +106,7 @@ td[data-head]::before{content:attr(data-head);display:block;font-size:.75rem;col
 def page(title: str, subtitle: str, facts: list[tuple[str, str]], command: str, table: Table, sections: list[Section]) -> str:
     """The whole page as text. `command` is the one that writes the page and its pictures."""
     digest = base64.b64encode(hashlib.sha256(_CSS.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src 'self' data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    policy = f"default-src 'none'; img-src 'self' data:; media-src 'self'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     links = "".join(f'<a href="#{_url(s.name)}">{_text(s.title)}</a>' for s in sections)
     rows = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts)
     return (
@@ -129,16 +142,30 @@ def _section(section, command):
         for name, value, note in section.numbers
     )
     figures = "".join(_figure(picture, caption, command) for picture, caption in section.pictures)
-    return (f'<section id="{_text(section.name)}"><h2>{_text(section.title)}</h2><p>{_text(section.text)}</p>{figures}'
+    sounds = "".join(_sounds(group, command) for group in section.sounds)
+    return (f'<section id="{_text(section.name)}"><h2>{_text(section.title)}</h2><p>{_text(section.text)}</p>{figures}{sounds}'
             + (f"<dl>{numbers}</dl>" if numbers else "") + "</section>")
+
+
+def _sounds(group, command):
+    heading = f"<h3>{_text(group.title)}</h3>" if group.title else ""
+    return f'<div class="sounds">{heading}' + "".join(_player(file, caption, command) for file, caption in group.files) + "</div>"
+
+
+def _player(file, caption, command):
+    return (f'<figure><audio controls preload="metadata" aria-label="{_text(caption)}" src="{_url(file)}"></audio>'
+            f"<figcaption>{_caption(file, caption, command)}</figcaption></figure>")
 
 
 def _figure(picture, caption, command):
     dark = f'<source media="(prefers-color-scheme: dark)" srcset="{_url(picture.dark)}">' if picture.dark else ""
     image = f'<img src="{_url(picture.file)}" alt="{_text(picture.alt)}">'
     kind = ' class="chart"' if picture.dark else ""
-    return (f"<figure{kind}><picture>{dark}{image}</picture><figcaption>{_text(caption)} "
-            f'<a href="{_url(picture.file)}" title="{_text("written by: " + command)}">{_text(picture.file)}</a></figcaption></figure>')
+    return f"<figure{kind}><picture>{dark}{image}</picture><figcaption>{_caption(picture.file, caption, command)}</figcaption></figure>"
+
+
+def _caption(file, caption, command):
+    return f'{_text(caption)} <a href="{_url(file)}" title="{_text("written by: " + command)}">{_text(file)}</a>'
 
 
 def _table(table):

@@ -1,32 +1,48 @@
-"""The sections of a report. Each draws from one Run, adds its files, and returns a Section, or None where the model or the data lack it."""
+"""Sections of a report about what a model draws, and what all sections share; `code_sections` and `sound_sections` hold the others.
+
+A section draws from one Run, adds its files, and returns a Section, or None where the model or the data lack it.
+"""
 
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from vae_jax.latents import paths, pca, probes, statistics
-from vae_jax.media import figures, html, images, measures
+from vae_jax.latents import paths, pca, statistics
+from vae_jax.media import figures, html, images, measures, sounds
 
-CELLS = 20  # a side of the map
+CELLS, SOUND_CELLS = 20, 11  # a side of the map; of sounds, whose spectrograms are tall, every second row is shown
 STEPS = 11  # pictures along a path
 
 
 class Side(NamedTuple):
-    """One split as measured. `decoded` are the pictures made from the posterior means."""
+    """One split as measured. `decoded` are the pictures made from the posterior means. A sound's picture is its spectrogram."""
 
     image: np.ndarray  # [n, h, w, c]
     label: np.ndarray | None
+    classes: dict[str, np.ndarray]  # every labelled field, `label` first
     condition: np.ndarray | None  # [n, c], what the decoder gets besides the code
     mean: np.ndarray  # [n, d]
     logvar: np.ndarray | None  # None for a plain autoencoder
     metrics: dict  # of the task, by example
     decoded: np.ndarray
     information: tuple[float, float] | None  # I(x; z) in nats and its standard error; None for a plain autoencoder
+    audio: np.ndarray | None = None  # [n, samples, 1] int16; None for pictures
+    level: np.ndarray | None = None  # [n] of the sounds, and of the decoded ones, where each has its own
+    decoded_level: np.ndarray | None = None
+
+
+class Audio(NamedTuple):
+    """How sounds are seen and made: see(waves [n, samples]) and hear(spectrograms, levels or None) -> waves. range_db: from 0 to 1."""
+
+    see: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
+    hear: Callable[[np.ndarray, Any], np.ndarray]
+    rate: int
+    range_db: float
 
 
 class Run(NamedTuple):
     decode: Callable[[np.ndarray, Any], np.ndarray]  # (codes [n, d], condition or None) -> pictures in 0..1
-    sample: Callable[[dict], dict] | None  # request -> {'image/...': pictures}
+    sample: Callable[[dict], dict] | None  # request -> {'image/...': pictures, 'audio/mean': waves}
     role: str  # of the held-out side
     train: Side
     held: Side
@@ -34,10 +50,21 @@ class Run(NamedTuple):
     plane: paths.Plane
     pixels: pca.PCA  # of all training pictures, as wide as the code
     codes: pca.PCA  # of the training means
-    names: tuple[str, ...]  # of the classes
+    names: dict[str, tuple[str, ...]]  # of the classes, by field
     history: list[dict]
     frames: dict[int, np.ndarray]  # step -> codes [n, d] of the first n held-out pictures
     files: dict[str, bytes]
+    audio: Audio | None = None  # None for pictures
+    mixture: Any = None  # the prior, if it is a mixture (models.priors)
+
+    @property
+    def noun(self) -> str:
+        """What the model sees."""
+        return "picture" if self.audio is None else "spectrogram"
+
+    def show(self, pictures) -> np.ndarray:
+        """Pictures as eyes should see them."""
+        return pictures if self.audio is None else sounds.show(pictures)
 
 
 def mean(values) -> tuple[float, float]:
@@ -45,25 +72,37 @@ def mean(values) -> tuple[float, float]:
     return float(np.mean(values)), statistics.standard_error(values)
 
 
+def root(squared, scale: float = 1.0) -> tuple[float, float]:
+    """Root of a mean square (mean, standard error), by the delta method, times a scale."""
+    value, error = float(np.sqrt(squared[0])), squared[1]
+    return scale * value, scale * error / (2 * value) if value > 0 else 0.0
+
+
 def reconstructions(run):
-    index, width = _spread(len(run.held.image), 20), len(run.pixels.components)
+    if run.audio is not None:
+        return None  # sounds have a sheet of their own, a row a class
+    index, width = spread(len(run.held.image), 20), len(run.pixels.components)
     originals = run.held.image[index]
     linear = pca.reconstruct(run.pixels, pca.project(run.pixels, originals)).reshape(originals.shape)
     columns = min(10, len(index))
     pictures = images.bands([originals, run.held.decoded[index], linear], columns)
-    picture = _sheet(run, "reconstructions", pictures, columns, 3, "Held-out pictures, the model's reconstructions, and PCA's")
-    errors, baseline = mean(measures.mse(run.held.image, run.held.decoded)), mean(pca.errors(run.pixels, run.held.image))
-    numbers = [
-        ("squared error", errors, "a pixel, black = 0, white = 1"),
-        (f"of PCA-{width}", baseline, "same width, fitted on training pictures"),
-        ("ratio", errors[0] / max(baseline[0], 1e-12), "below 1: better than PCA"),
-        ("sharpness", _ratio(measures.sharpness(run.held.decoded), measures.sharpness(run.held.image)), "Laplacian variance over the originals'"),
-    ]
+    picture = sheet(run, "reconstructions", pictures, columns, 3, "Held-out pictures, the model's reconstructions, and PCA's")
+    numbers = reconstruction_numbers(run)
     if originals.shape[-1] == 1:
         numbers.append(("overlap", mean(measures.iou(run.held.image, run.held.decoded)), "IoU of pixels above one half"))
     text = (f"Pictures from the {run.role} split, none chosen by hand. Three rows belong together: the original, the model's reconstruction "
-            f"from the posterior mean, and what {_count(width, 'principal component')} can do.")
+            f"from the posterior mean, and what {counted(width, 'principal component')} can do.")
     return html.Section("reconstructions", "Reconstructions", text, ((picture, "Original, model, PCA."),), tuple(numbers))
+
+
+def reconstruction_numbers(run) -> list[tuple]:
+    errors, baseline = mean(measures.mse(run.held.image, run.held.decoded)), mean(pca.errors(run.pixels, run.held.image))
+    return [
+        ("squared error", errors, f"a pixel, {scale(run)}"),
+        (f"of PCA-{len(run.pixels.components)}", baseline, f"same width, fitted on training {run.noun}s"),
+        ("ratio", errors[0] / max(baseline[0], 1e-12), "below 1: better than PCA"),
+        ("sharpness", ratio(measures.sharpness(run.held.decoded), measures.sharpness(run.held.image)), "Laplacian variance over the originals'"),
+    ]
 
 
 def samples(run):
@@ -77,33 +116,43 @@ def samples(run):
     kinds = sorted((k for k in found if k.startswith("image/")), key=lambda k: (k != "image/mean", k))
     if not kinds:
         return None
-    captions = {"mean": "The decoder's expected picture.", "draw": "Each pixel drawn from the decoder's distribution."}
+    captions = {"mean": f"The decoder's expected {run.noun}.", "draw": "Each pixel drawn from the decoder's distribution."}
     pictures = []
     for kind in kinds:
         name = kind.removeprefix("image/")
-        sheet = _sheet(run, f"samples-{name}", found[kind], columns, 0, "Pictures decoded from draws of the prior")
-        pictures.append((sheet, captions.get(name, name)))
-    shown, real = found[kinds[0]], run.held.image[_spread(len(run.held.image), 200)]
+        drawn = sheet(run, f"samples-{name}", run.show(found[kind]), columns, 0, f"{run.noun.capitalize()}s decoded from draws of the prior")
+        pictures.append((drawn, captions.get(name, name)))
+    shown, real = found[kinds[0]], run.held.image[spread(len(run.held.image), 200)]
     far, real_far = measures.nearest(shown, run.pictures)[0], measures.nearest(real, run.pictures)[0]
     numbers = (
-        ("nearest training picture", float(np.median(far)), f"median, RMS over pixels; real held-out pictures {np.median(real_far):.3g}"),
+        (f"nearest training {run.noun}", float(np.median(far)), f"median, RMS over pixels; real held-out {run.noun}s {np.median(real_far):.3g}"),
         ("closest of all", float(far.min()), "0 would be a copy"),
-        ("sharpness", _ratio(measures.sharpness(shown), measures.sharpness(real)), "Laplacian variance over that of real pictures"),
-        ("diversity", _diversity(shown) / max(_diversity(real), 1e-12), "mean distance of two samples over that of two real pictures"),
+        ("sharpness", ratio(measures.sharpness(shown), measures.sharpness(real)), f"Laplacian variance over that of real {run.noun}s"),
+        ("diversity", _diversity(shown) / max(_diversity(real), 1e-12), f"mean distance of two samples over that of two real {run.noun}s"),
     )
-    text = "New pictures: codes drawn from the prior, then decoded; none chosen by hand."
+    text = f"New {run.noun}s: codes drawn from the prior, then decoded; none chosen by hand."
     text += " One row a class, asked for by its label." if conditional else ""
-    return html.Section("samples", "Prior samples", text, tuple(pictures), numbers)
+    if "audio/mean" not in found:
+        return html.Section("samples", "Prior samples", text, tuple(pictures), numbers)
+    waves = found["audio/mean"][::10] if conditional else found["audio/mean"][:10]
+    titles = [figures.class_name(run.names.get("label", ()), c) for c in classes] if conditional else range(1, 11)
+    factor = sounds.gain(waves)
+    files = tuple((player(run, f"sample-{i + 1}", wave, factor), f"{title}") for i, (title, wave) in enumerate(zip(titles, waves)))
+    text += (f" Under the sheet the sound of {'each row' if conditional else 'the first row'}'s first {'one' if conditional else str(len(files))}, "
+             f"by Griffin-Lim; the players share a gain of {factor:.3g}.")
+    return html.Section("samples", "Prior samples", text, tuple(pictures), numbers, (html.Sounds("", files),))
 
 
 def manifold(run):
-    codes = paths.manifold(run.plane, CELLS)
-    decoded = run.decode(codes, _first_condition(run, len(codes)))
-    picture = _sheet(run, "manifold", decoded, CELLS, 0, f"Decoded pictures over {run.plane.name}")
-    ratio = paths.neighbour_ratio(decoded, CELLS)
-    text = f"Decoded codes over {run.plane.name}: the 5th to the 95th percentile of a Gaussian in equal steps of probability." + _first_class(run)
-    return html.Section("manifold", "Map of the latent space", text, ((picture, f"{len(codes)} cells."),),
-                        (("neighbour ratio", ratio, "distance of adjacent cells over that of any two; below 0.5 is smooth"),))
+    cells = CELLS if run.audio is None else SOUND_CELLS
+    codes = paths.manifold(run.plane, cells)
+    decoded = run.decode(codes, first_condition(run, len(codes)))
+    shown = decoded if run.audio is None else decoded.reshape(cells, cells, *decoded.shape[1:])[::2].reshape(-1, *decoded.shape[1:])
+    picture = sheet(run, "manifold", run.show(shown), cells, 0, f"Decoded {run.noun}s over {run.plane.name}")
+    text = f"Decoded codes over {run.plane.name}: the 5th to the 95th percentile of a Gaussian in equal steps of probability." + first_class(run)
+    even = paths.neighbour_ratio(decoded, cells)
+    return html.Section("manifold", "Map of the latent space", text, ((picture, f"{len(shown)} cells."),),
+                        (("neighbour ratio", even, "distance of adjacent cells over that of any two; below 0.5 is smooth"),))
 
 
 def interpolations(run):
@@ -115,124 +164,31 @@ def interpolations(run):
         decoded[name] = run.decode(codes, given).reshape(len(start), STEPS, *side.image.shape[1:])
     if side.mean.shape[1] == 1:
         del decoded["spherical"]  # there is no circle in one dimension
-    shown = np.concatenate([strips[i] for i in range(min(4, len(start))) for strips in decoded.values()])
-    picture = _sheet(run, "interpolations", shown, STEPS, len(decoded) if len(decoded) > 1 else 0, "Paths between pairs of held-out pictures")
+    shown = np.concatenate([strips[i] for i in range(min(rows_that_fit(side) // 2, len(start))) for strips in decoded.values()])
+    band = len(decoded) if len(decoded) > 1 else 0
+    picture = sheet(run, "interpolations", run.show(shown), STEPS, band, f"Paths between pairs of held-out {run.noun}s")
     numbers = []
     for name, strips in decoded.items():
         ratios = np.array([paths.step_ratio(strip) for strip in strips])
         numbers += [(f"{name}: step ratio", float(np.median(ratios)), f"largest over median step, median of {len(ratios)} pairs"),
                     (f"{name}: even paths", float(np.mean(ratios <= 3)), "share of pairs with a ratio up to 3")]
-    text = ("From one held-out picture's code to another's. Straight paths pass nearer to the centre, spherical ones keep their distance from it."
-            + ("" if given is None else " The decoder is told the first picture's class all along."))
+    text = (f"From one held-out {run.noun}'s code to another's. Straight paths pass nearer to the centre, spherical ones keep their distance from it."
+            + ("" if given is None else f" The decoder is told the first {run.noun}'s class all along."))
     caption = "Straight path above, spherical below." if len(decoded) == 2 else "Straight paths."
     return html.Section("interpolations", "Interpolation", text, ((picture, caption),), tuple(numbers))
-
-
-def scatter(run):
-    side, d = run.held, run.held.mean.shape[1]
-    shares = pca.explained(run.codes)
-    flat, axes = side.mean, ("z1", "z2")
-    if d > 2:
-        flat = pca.project(run.codes, side.mean, 2)
-        axes = tuple(f"principal direction {i + 1} ({share:.0%} of variance)" for i, share in enumerate(shares[:2]))
-    order = np.random.default_rng(0).permutation(len(flat))[:5000]
-    label = None if side.label is None else side.label[order]
-    picture = _chart(run, "scatter", lambda theme: figures.scatter(flat[order], label, run.names, axes, theme=theme), "Codes of held-out pictures")
-    numbers = [("variance shown", float(shares[:2].sum()), "share on the two directions drawn")] if d > 2 else []
-    if side.label is not None and len(np.unique(run.train.label)) > 1:
-        counts = np.unique(side.label, return_counts=True)[1]
-        probe = probes.linear_probe(run.train.mean, run.train.label, side.mean, side.label)[0]
-        neighbours = probes.knn_accuracy(run.train.mean, run.train.label, side.mean, side.label)
-        numbers += [("linear probe", probe, f"held-out accuracy of logistic regression; the commonest class alone {counts.max() / counts.sum():.3g}"),
-                    ("5 nearest neighbours", neighbours, "held-out accuracy"),
-                    ("silhouette", probes.silhouette(side.mean, side.label), f"of {len(counts)} classes as clusters, -1 to 1")]
-    text = "Posterior means of held-out pictures" + ("." if d <= 2 else ", seen on the two principal directions of the training means.")
-    caption = f"{len(order):,} codes" + ("." if label is None else ", coloured by class.")
-    return html.Section("scatter", "Codes", text, ((picture, caption),), tuple(numbers))
-
-
-def training(run):
-    """Codes of the same held-out pictures at each kept checkpoint, as an animation (row M3)."""
-    if len(run.frames) < 2 or run.held.label is None:
-        return None
-    n, d = len(next(iter(run.frames.values()))), run.held.mean.shape[1]
-    label = run.held.label[:n]
-    flat = {step: code if d <= 2 else pca.project(run.codes, code, 2) for step, code in run.frames.items()}
-    limit = float(np.ceil(np.quantile(np.abs(np.concatenate(list(flat.values()))), 0.999)))
-    run.files["training.gif"] = figures.animation({f"step {step:,}": code for step, code in flat.items()}, label, run.names, limit)
-    half = n // 2
-    scores = {step: probes.knn_accuracy(code[:half], label[:half], code[half:], label[half:]) for step, code in run.frames.items()}
-    steps = list(scores)
-    numbers = [(f"5 nearest neighbours, step {step:,}", scores[step], "accuracy on one half of these pictures by the other")
-               for step in (steps[0], steps[len(steps) // 2], steps[-1])]
-    caption = f"{n:,} held-out codes at {len(steps)} checkpoints."
-    text = "The same codes while the model learned."
-    return html.Section("training", "Codes during training", text, ((html.Picture("training.gif", "Codes during training"), caption),), tuple(numbers))
-
-
-def aggregate(run):
-    side, d = run.held, run.held.mean.shape[1]
-    z = side.mean if side.logvar is None else statistics.draw(side.mean, side.logvar)
-    order = np.sort(_strongest(run)[:8])
-    names = [f"z{i + 1}" for i in order]
-    picture = _chart(run, "aggregate", lambda theme: figures.histograms(z[:, order], names, theme=theme), "A histogram of each axis of the code")
-    found = statistics.moments(z)
-    if d <= 2:
-        numbers = [(f"{name} of z{i + 1}", float(found[name][i]), "") for i in range(d) for name in found]
-    else:
-        numbers = [("largest |mean|", float(np.abs(found["mean"]).max()), f"of {d} axes; the unit Gaussian has 0"),
-                   ("smallest sd", float(found["sd"].min()), "the unit Gaussian has 1"), ("largest sd", float(found["sd"].max()), ""),
-                   ("largest |skew|", float(np.abs(found["skew"]).max()), "the unit Gaussian has 0"),
-                   ("largest |kurtosis|", float(np.abs(found["kurtosis"]).max()), "excess; the unit Gaussian has 0")]
-    text = ("One draw from the posterior of every held-out picture: together they should look like the prior." if side.logvar is not None
-            else "The codes of held-out pictures; a plain autoencoder has no prior they should look like.")
-    return html.Section("aggregate", "Aggregate posterior", text + (f" The {len(order)} strongest of {d} axes." if d > 8 else ""),
-                        ((picture, "Dotted: the unit normal."),), tuple(numbers))
-
-
-def dimensions(run):
-    side, active, values = run.held, statistics.active_units(run.held.mean), _strength(run)
-    numbers = [("active units", f"{active.sum()} of {len(active)}", "variance of the posterior mean above 0.01")]
-    if side.logvar is None:
-        title, unit, text = "Variance by dimension", "variance of the code", "A plain autoencoder has no KL: how much each dimension varies."
-    else:
-        title, unit = "KL by dimension", "nats"
-        text = "How far each dimension's posterior is from the unit Gaussian. A dimension near 0 says nothing about the picture."
-        numbers += [("sum", float(values.sum()), "nats to the unit Gaussian"), ("information", side.information, "I(x; z) in nats")]
-    picture = _chart(run, "dimensions", lambda theme: figures.bars(values, active, unit, theme=theme), title)
-    return html.Section("dimensions", title, text, ((picture, "Strongest first."),), tuple(numbers))
-
-
-def fidelity(run):
-    d = len(run.codes.components)
-    if d < 3:
-        return None
-    variance, singular = pca.fidelity(run.codes), pca.fidelity(run.codes, "singular")
-    curves = {"explained variance (squared singular values)": variance, "singular values": singular}
-    picture = _chart(run, "fidelity", lambda theme: figures.fidelity(curves, theme=theme), "Fidelity against directions kept")
-    index = _spread(len(run.held.mean), 500)
-    given = None if run.held.condition is None else run.held.condition[index]
-    numbers = [("rank", pca.rank(run.codes), f"of {d}")]
-    for level in (0.8, 0.9, 0.95, 0.99):
-        kept = pca.dimensions(variance, level)
-        code = pca.reconstruct(run.codes, pca.project(run.codes, run.held.mean[index], kept))
-        error = float(measures.mse(run.held.image[index], run.decode(code, given)).mean())
-        numbers.append((f"directions for {level:g}", kept, f"squared error {error:.4g}; by singular values {pca.dimensions(singular, level)}"))
-    text = "How many principal directions of the posterior means hold a share of their variance. Directions left out are set to the mean."
-    return html.Section("fidelity", "Fidelity", text, ((picture, "Dotted: 0.8, 0.9, 0.95, 0.99."),), tuple(numbers))
 
 
 def traversals(run):
     if run.held.mean.shape[1] < 3:
         return None
-    chosen = _strongest(run)[:8]
+    chosen = strongest(run)[:rows_that_fit(run.held)]
     codes = paths.traversals(run.train.mean.mean(0), run.train.mean.std(0), chosen, STEPS)
-    decoded = run.decode(codes, _first_condition(run, len(codes)))
-    picture = _sheet(run, "traversals", decoded, STEPS, 0, "Decoded pictures while one dimension moves")
+    decoded = run.decode(codes, first_condition(run, len(codes)))
+    picture = sheet(run, "traversals", run.show(decoded), STEPS, 0, f"Decoded {run.noun}s while one dimension moves")
     ends = decoded.reshape(len(chosen), STEPS, -1)[:, [0, -1]]
     change = np.sqrt(((ends[:, 0] - ends[:, 1]) ** 2).mean(1))
     text = ("Each row moves one dimension from -3 to 3 of its standard deviations; the others stay at the mean. "
-            f"The {len(chosen)} strongest, strongest first." + _first_class(run))
+            f"The {len(chosen)} strongest, strongest first." + first_class(run))
     return html.Section("traversals", "One dimension at a time", text, ((picture, "Rows: " + ", ".join(f"z{i + 1}" for i in chosen) + "."),),
                         tuple((f"z{i + 1}", float(c), "RMS change of a pixel, end to end") for i, c in zip(chosen, change)))
 
@@ -247,26 +203,36 @@ def curves(run):
             numbers += [(f"{title}, {role}", float(values[-1]), f"at step {steps[-1]:,}") for role, (steps, values) in lines.items()]
     if not series:
         return None
-    picture = _chart(run, "curves", lambda theme: figures.curves(series, theme), "Loss, reconstruction and KL during training")
-    rows = [f"{title},{role},{step},{value!r}" for title, lines in series.items() for role, line in lines.items() for step, value in zip(*map(np.ndarray.tolist, line))]
+    picture = chart(run, "curves", lambda theme: figures.curves(series, theme), "Loss, reconstruction and KL during training")
+    rows = [f"{title},{role},{step},{value!r}" for title, lines in series.items() for role, line in lines.items()
+            for step, value in zip(*map(np.ndarray.tolist, line))]
     run.files["curves.csv"] = "\n".join(["quantity,split,step,nats", *rows, ""]).encode()
-    text = "Every split measured in the same way, KL at weight 1, in nats an example. Loss is reconstruction plus KL. curves.csv beside this page has the values."
+    text = ("Every split measured in the same way, KL at weight 1, in nats an example. Loss is reconstruction plus KL. curves.csv beside this page "
+            "has the values.")
     return html.Section("curves", "Training", text, ((picture, ", ".join(series) + "."),), tuple(numbers))
 
 
-ALL = (reconstructions, samples, manifold, interpolations, scatter, training, aggregate, dimensions, fidelity, traversals, curves)
-
-
-def _spread(n, count):
+def spread(n, count):
     """Up to `count` row numbers, evenly over n rows, so that data sorted by class shows all of them."""
     return np.unique(np.linspace(0, n - 1, min(n, count)).round().astype(int))
 
 
-def _count(number, noun):
+def rows_that_fit(side) -> int:
+    """How many rows of STEPS pictures make a sheet that is not too tall to look at: 8, fewer of tall pictures."""
+    h, w = side.image.shape[1:3]
+    return max(2, min(8, int(1.5 * STEPS * w / h)))
+
+
+def scale(run) -> str:
+    """What a pixel's 0 and 1 are."""
+    return "black = 0, white = 1" if run.audio is None else f"0 to 1 = {run.audio.range_db:g} dB"
+
+
+def counted(number, noun):
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def _ratio(values, reference):
+def ratio(values, reference):
     return float(np.mean(values) / max(np.mean(reference), 1e-12))
 
 
@@ -286,22 +252,22 @@ def _pairs(side, count=64):
     return start[:count], stop[:count]
 
 
-def _strength(run):
+def strength(run):
     """What each dimension carries: KL to the unit Gaussian, or the variance of a plain autoencoder's code."""
     return run.held.mean.var(0) if run.held.logvar is None else statistics.kl_per_dimension(run.held.mean, run.held.logvar)
 
 
-def _strongest(run):
-    return np.argsort(-_strength(run), kind="stable")
+def strongest(run):
+    return np.argsort(-strength(run), kind="stable")
 
 
-def _first_condition(run, count):
+def first_condition(run, count):
     """The first held-out example's condition for every code."""
     return None if run.held.condition is None else run.held.condition[:1].repeat(count, 0)
 
 
-def _first_class(run):
-    return "" if run.held.condition is None else " The decoder is told the class of the first held-out picture everywhere."
+def first_class(run):
+    return "" if run.held.condition is None else f" The decoder is told the class of the first held-out {run.noun} everywhere."
 
 
 def _series(history, name):
@@ -310,16 +276,22 @@ def _series(history, name):
     return np.array([step for step, _ in found]), np.array([value for _, value in found], np.float64)
 
 
-def _chart(run, name, make, alt):
+def chart(run, name, make, alt):
     """A chart drawn for light and for dark pages."""
     for suffix, theme in figures.THEMES.items():
         run.files[f"{name}{suffix}.png"] = make(theme)
     return html.Picture(f"{name}.png", alt, dark=f"{name}-dark.png")
 
 
-def _sheet(run, name, pictures, columns, band, alt):
+def sheet(run, name, pictures, columns, band, alt):
     """A sheet of pictures, `columns` wide; band as in images.grid."""
     cells = images.resize(pictures, columns)
     gap = max(2, cells.shape[2] // 16)  # pictures that fill their cells would run into each other
     run.files[f"{name}.png"] = images.png(images.grid(cells, columns, gap, band))
     return html.Picture(f"{name}.png", alt)
+
+
+def player(run, name, wave, factor) -> str:
+    """The file of a wave [n], written at a gain."""
+    run.files[f"{name}.wav"] = sounds.wav(wave, run.audio.rate, factor)
+    return f"{name}.wav"

@@ -1,11 +1,16 @@
-"""reconstruct: held-out pictures, or one's own, above what the model makes of them (posterior mean, no draw).
+"""reconstruct: held-out pictures or sounds, or one's own, beside what the model makes of them (posterior mean, no draw).
 
     python -m vae_jax reconstruct --workdir=runs/mnist
     python -m data_prep.images --source=my_pictures --out=datasets/mine --size=28 --colour=grey
     python -m vae_jax reconstruct --workdir=runs/mnist --data=datasets/mine --split=train
+    python -m vae_jax reconstruct --workdir=runs/fsdd --wav=mine.wav      any sound file of any length
 
-Writes WORKDIR/reconstructions/NAME.png and NAME.npz (original, reconstruction, mse), NAME from data set and split.
+Writes WORKDIR/reconstructions/NAME.png and NAME.npz (original, reconstruction, mse), NAME from data set and split; of sounds also
+NAME/ROW-original.wav and NAME/ROW-model.wav, all at one gain. With --wav, NAME-model.wav, NAME-original.wav (mono, at the model's rate) and
+NAME.png, the spectrograms of the beginning, original above model, NAME from the file.
 """
+
+import dataclasses
 
 from absl import flags
 
@@ -14,34 +19,54 @@ from vae_jax.verbs import trained
 
 DATA = flags.DEFINE_string("data", "", "Folder written by data_prep; '' = the run's own data.")
 SPLIT = flags.DEFINE_string("split", "", "Split, or part of one such as test[:100]; '' = the run's test split.")
-COUNT = flags.DEFINE_integer("count", 64, "At most so many pictures, from the first.", lower_bound=1)
+COUNT = flags.DEFINE_integer("count", 64, "At most so many examples, from the first.", lower_bound=1)
+WAV = flags.DEFINE_string("wav", "", "A sound file (WAV, AIFF, FLAC, Ogg, MP3), for a model of sounds.")
 SHOWN = 80  # pictures on the sheet
+HEARD = 64  # sounds rebuilt at once
+PIECES = 32  # of the model's length that are joined to one stretch of a long sound
+COMPARED = 500  # held-out examples whose error is printed beside a file's
 
 
 def main(started: float) -> int:
-    from vae_jax import data, evaluate, records, session
-    from vae_jax import mesh as meshes
-    from vae_jax.media import images, measures
-
     run = trained.open_run()
     if run.task.encode is None or run.task.decode is None:
         raise UserError(f"the task {run.config.task!r} rebuilds nothing.")
-    origin = DATA.value or run.config.data.dir
-    source = data.Source(origin, SPLIT.value or run.config.data.test, run.config.data.memory_mb)
-    wanted, given = run.spec.fields["image"].shape, source.split.fields["image"].shape if "image" in source.split.fields else None
-    if given != wanted:
-        raise UserError(f"the model takes pictures of {' x '.join(map(str, wanted))}, but {origin} has "
-                        f"{'none' if given is None else ' x '.join(map(str, given))}; prepare it with --size={wanted[0]},{wanted[1]} "
-                        f"--colour={'grey' if wanted[2] == 1 else 'rgb'}.")
-    if run.task.condition and "label" not in source.fields:
-        raise UserError(f"the model is conditional, but {origin} has no labels; prepare it from sub-folders named by class.")
+    if WAV.value:
+        return _file(run)
+    return _split(run)
+
+
+def _rebuild(run, sound: bool):
+    """(params, variables, batch) -> what the model saw, what it made of it, and with `sound` the wave of that."""
+    import jax
+
+    front = run.task.front
 
     def rebuild(params, variables, batch):
         code = run.task.encode(params, variables, batch)["mean"]
-        return {"image": batch["image"], "made": run.task.decode(params, variables, code, run.task.condition and run.task.condition(batch))["image"]}
+        made = run.task.decode(params, variables, code, run.task.condition and run.task.condition(batch))
+        if front.kind == "image":
+            return {"image": batch["image"], "made": made["image"]}
+        found = {"image": front.analyse(batch), "made": made["image"]}
+        return found | ({"audio": batch["audio"], "wave": front.sound(made["image"], made.get("level"), jax.random.key(0))} if sound else {})
 
+    return rebuild
+
+
+def _split(run) -> int:
+    """Examples of a data set."""
+    from vae_jax import data, evaluate, records, session
+    from vae_jax import mesh as meshes
+    from vae_jax.media import images, measures, sounds
+
+    origin, front = DATA.value or run.config.data.dir, run.task.front
+    if not SPLIT.value and not run.config.data.test:
+        raise UserError("the run has no test split (config.data.test is empty); name one with --split.")
+    source = data.Source(origin, SPLIT.value or run.config.data.test, run.config.data.memory_mb)
+    _check(run, origin, source)
+    batch = run.config.eval.batch if front.kind == "image" else min(run.config.eval.batch, HEARD, COUNT.value)
     with session.Leaving() as leaving:
-        rows = evaluate.collect(rebuild, run.params, run.variables, source, run.mesh, run.config.eval.batch, COUNT.value, leaving.now)
+        rows = evaluate.collect(_rebuild(run, True), run.params, run.variables, source, run.mesh, batch, COUNT.value, leaving.now)
     if rows is None or not meshes.is_main():
         trained.left(rows is None)
         return 0
@@ -49,10 +74,176 @@ def main(started: float) -> int:
     folder = run.workdir / "reconstructions"
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{records.open_folder(origin).name}-{source.split.name}"
-    session.write_npz(folder / f"{name}.npz", {"original": rows["image"], "reconstruction": rows["made"], "mse": errors})
-    columns = min(16, len(errors))
-    pairs = images.bands([images.resize(rows[k][:SHOWN], columns) for k in ("image", "made")], columns)
+    arrays = {"original": rows["image"], "reconstruction": rows["made"], "mse": errors}
+    columns, show = min(16, len(errors)), (lambda x: x) if front.kind == "image" else sounds.show
+    pairs = images.bands([images.resize(show(rows[k][:SHOWN]), columns) for k in ("image", "made")], columns)
     (folder / f"{name}.png").write_bytes(images.png(images.grid(pairs, columns, band=2)))
-    print(f"{len(errors)} pictures, mean squared error {errors.mean():.5f} (worst {errors.max():.5f}) in units of black to white")
+    if front.kind == "image":
+        print(f"{len(errors)} pictures, mean squared error {errors.mean():.5f} (worst {errors.max():.5f}) in units of black to white")
+    else:
+        waves = {"original": rows["audio"][..., 0] / 32768.0, "model": rows["wave"]}
+        factor = sounds.gain(*waves.values())
+        (folder / name).mkdir(exist_ok=True)
+        for kind, values in waves.items():
+            for i, wave in enumerate(values):
+                (folder / name / f"{i:03d}-{kind}.wav").write_bytes(sounds.wav(wave, front.rate, factor))
+        arrays["wave"] = rows["wave"]
+        mean, worst = (front.range_db * e ** 0.5 for e in (errors.mean(), errors.max()))
+        print(f"{len(errors)} sounds, error {mean:.2f} dB (worst {worst:.2f}), mean squared error {errors.mean():.5f} in units of "
+              f"{front.range_db:g} dB; gain of the files {factor:.3g}")
+    session.write_npz(folder / f"{name}.npz", arrays)
     print(folder / f"{name}.png")
     return 0
+
+
+def _check(run, origin, source) -> None:
+    """Raises UserError for a data set that does not fit the model."""
+    from vae_jax import records
+
+    kind, given = run.task.front.kind, source.split.fields
+    wanted, found = run.spec.fields[kind].shape, given[kind].shape if kind in given else None
+    if kind == "image" and found != wanted:
+        raise UserError(f"the model takes pictures of {' x '.join(map(str, wanted))}, but {origin} has "
+                        f"{'none' if found is None else ' x '.join(map(str, found))}; prepare it with --size={wanted[0]},{wanted[1]} "
+                        f"--colour={'grey' if wanted[2] == 1 else 'rgb'}.")
+    if kind == "audio":
+        rate, other = run.spec.facts["rate"], records.open_folder(origin).facts.get("rate")
+        if found != wanted or rate != other:
+            raise UserError(f"the model takes sounds of {wanted[0]} samples at {rate} Hz, but {origin} has "
+                            f"{'none' if found is None else f'{found[0]} at {other} Hz'}; prepare it with --rate={rate} "
+                            f"--seconds={wanted[0] / rate:g}.")
+    if run.task.condition and "label" not in source.fields:
+        raise UserError(f"the model is conditional, but {origin} has no labels; prepare it from sub-folders named by class.")
+
+
+def _file(run) -> int:
+    """A sound file of any length."""
+    import pathlib
+
+    import numpy as np
+
+    from vae_jax import mesh as meshes
+    from vae_jax import session
+    from vae_jax.media import images, sounds
+
+    front = run.task.front
+    if front.kind != "audio":
+        raise UserError("--wav is for a model of sounds, but this run's data holds pictures.")
+    if DATA.value or SPLIT.value:
+        raise UserError("--wav takes one file; leave --data and --split out.")
+    if run.task.condition:
+        raise UserError("--wav has no label, and the model is conditional: prepare the file with data_prep and use --data.")
+    wave = _read(WAV.value, front.rate)
+    with session.Leaving() as leaving:
+        found = long_sound(run, wave, leaving.now)
+        held = None if found is None else _held_out(run, leaving.now)
+    if found is None or not meshes.is_main():
+        trained.left(found is None)
+        return 0
+    rebuilt, squared, pictures = found
+    folder, name = run.workdir / "reconstructions", pathlib.Path(WAV.value).stem
+    folder.mkdir(parents=True, exist_ok=True)
+    factor = sounds.gain(wave, rebuilt)
+    for kind, values in (("original", wave), ("model", rebuilt)):
+        (folder / f"{name}-{kind}.wav").write_bytes(sounds.wav(values, front.rate, factor))
+    columns = min(8, len(pictures[0]))
+    rows = images.bands([images.resize(sounds.show(x), columns) for x in pictures], columns)
+    (folder / f"{name}.png").write_bytes(images.png(images.grid(rows, columns, band=2)))
+    print(f"{len(wave) / front.rate:.2f} s in {len(squared)} pieces, error {front.range_db * np.sqrt(squared.mean()):.2f} dB (worst piece "
+          f"{front.range_db * np.sqrt(squared.max()):.2f}); {held}; gain of the files {factor:.3g}")
+    print(folder / f"{name}-model.wav")
+    return 0
+
+
+def _read(path: str, rate: int):
+    """A sound file as a mono wave at a rate, float32 [n]. Raises UserError."""
+    import numpy as np
+
+    from data_prep import pool, sounds
+
+    try:
+        with open(path, "rb") as file:
+            kind = sounds.sniff(file.read(512))
+            if kind is None:
+                raise UserError(f"--wav={path} is not {sounds.EXPECTED}.")
+            sound, expected = sounds.open_sound(file, kind)
+            wave = np.concatenate([np.zeros(0, np.float32), *sounds.resample(sounds.mono(sound, expected), sound.samplerate, rate)])
+    except OSError as error:
+        raise UserError(f"--wav={path} cannot be read: {error.strerror or error}.") from None
+    except pool.Skip as reason:
+        raise UserError(f"--wav={path} cannot be used: {reason}.") from None
+    if not len(wave):
+        raise UserError(f"--wav={path} holds no samples.")
+    return wave
+
+
+def long_sound(run, wave, interrupted=lambda: False):
+    """What the model makes of a mono wave [n] at its rate: (wave [n], squared error of each piece, spectrograms of the first stretch, cut to the
+    model's width: original and rebuilt); None if interrupted.
+
+    Pieces of the model's length, half overlapping, are rebuilt one by one, their spectrograms joined, and these made into waves, a stretch of PIECES
+    at a time, so that memory does not grow with the length and only the passages between stretches meet with phases of their own.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from vae_jax import fronts
+    from vae_jax import mesh as meshes
+    from vae_jax.media import sounds
+
+    task, front, hop = run.task, run.task.front, run.config.model.sound.hop
+    samples = run.spec.fields["audio"].shape[0]
+    frames = 1 + samples // hop  # the others of a picture hold appended silence
+    step = max(1, frames // 2)
+    stretch = (PIECES - 1) * step * hop + samples
+    fields = {**run.spec.fields, "audio": run.spec.fields["audio"]._replace(shape=(stretch, 1))}
+    long = fronts.get(dataclasses.replace(run.spec, fields=fields), run.config.model.sound)
+
+    def rebuild(params, variables, part):
+        batch = {"audio": jnp.stack([part[i * step * hop:i * step * hop + samples] for i in range(PIECES)])[..., None]}
+        x, level = front.analyse(batch), 1.0 if front.level is None else front.level(batch)
+        made = task.decode(params, variables, task.encode(params, variables, batch)["mean"], None)
+        both = {}
+        for name, picture, white in (("original", x, level), ("made", jnp.clip(made["image"], 0.0, 1.0), made.get("level", 1.0))):
+            absolute = picture[:, :, :frames, 0] + (jnp.reshape(white, (-1, 1, 1)) - 1.0)
+            both[name] = sounds.stitch(jnp.swapaxes(absolute, 1, 2), step, jnp)
+        peak = jnp.max(both["made"]) if front.level else jnp.float32(1.0)
+        again = jnp.clip(both["made"] - peak + 1.0, 0.0, 1.0).T[None, :, :, None]
+        made_wave = long.sound(again, peak[None] if front.level else None, jax.random.key(0))[0]
+        return made_wave, jnp.mean((x - made["image"]) ** 2, (1, 2, 3)), both
+
+    rebuild, needed = jax.jit(rebuild, out_shardings=meshes.replicated(run.mesh)), set(sounds.starts(len(wave), samples, step * hop).tolist())
+    starts = sounds.starts(len(wave), stretch, stretch - samples)  # a stretch begins with the last piece of the one before
+    padded = np.pad(wave, (0, int(starts[-1]) + stretch - len(wave)))
+    parts, squared, first = [], {}, None
+    for start in starts.tolist():
+        made_wave, errors, both = jax.device_get(rebuild(run.params, run.variables, padded[start:start + stretch]))
+        parts.append(made_wave)
+        squared |= {at: e for at, e in zip(range(start, start + stretch, step * hop), errors) if at in needed}
+        first = first or both
+        if interrupted():
+            return None
+    cells = max(1, min(len(first["made"]) // frames, -(-len(wave) // (frames * hop))))
+    shown = [np.clip(first[name][:cells * frames], 0.0, 1.0).reshape(cells, frames, -1).swapaxes(1, 2)[..., None] for name in ("original", "made")]
+    whole = sounds.crossfade(parts, samples, int(sounds.FADE_SECONDS * front.rate))[:len(wave)]
+    return whole, np.array([squared[start] for start in sorted(squared)]), shown
+
+
+def _held_out(run, interrupted) -> str:
+    """The run's own held-out error in words."""
+    from vae_jax import evaluate, session
+    from vae_jax.media import measures
+
+    front, role = run.task.front, next((r for r in ("test", "validation") if getattr(run.config.data, r)), "")
+    if not role:
+        return "the run has no held-out split to compare it with"
+    try:
+        source = session.sources(run, (role,))[role]
+    except UserError:
+        return "the run's data is gone, so there is no held-out error to compare it with"
+    rows = evaluate.collect(_rebuild(run, False), run.params, run.variables, source, run.mesh, run.config.eval.batch, COMPARED, interrupted)
+    if rows is None:
+        return "its held-out error was not measured, as asked"
+    error = front.range_db * measures.mse(rows["image"], rows["made"]).mean() ** 0.5
+    return f"held-out ({role}, {len(rows['made'])} examples) {error:.2f} dB"

@@ -1,4 +1,4 @@
-"""report: one page about a trained run, WORKDIR/report/index.html, with a number beside each picture.
+"""report: one page about a trained run, WORKDIR/report/index.html, with a number beside each picture; of sounds, with players.
 
     python -m vae_jax report --workdir=runs/mnist
     python -m vae_jax report --workdir=runs/mnist --animate      also the codes at every kept checkpoint (config.run.keep), as a GIF
@@ -19,37 +19,45 @@ def main(started: float) -> int:
 
     from vae_jax import mesh as meshes
     from vae_jax import assess, metrics, report, session
+    from vae_jax.models import priors
 
     run = trained.open_run()
     if run.task.encode is None or run.task.decode is None:
         raise UserError(f"a report shows what a model rebuilds, and the task {run.config.task!r} rebuilds nothing; use evaluate.")
-    splits = {}
+    splits, front = {}, run.task.front
+    held, measured = report.capacity(front.shape, 4 if front.kind == "audio" else 1)
     for role, source in session.sources(run).items():
-        splits[role] = source.read(np.arange(min(len(source), assess.BASELINE)))
+        rows = np.arange(len(source))
+        if front.kind == "audio" and len(rows) > measured:  # sounds are stored by recording: the first ones alone would be of few classes
+            rows = np.random.default_rng(0).permutation(len(rows))
+        splits[role] = source.read(rows[:min(assess.BASELINE, held)])
     device = jax.devices()[0]
     info = {"name": run.config.name or run.config.task, "command": f"python -m vae_jax report --workdir={common.WORKDIR.value}",
             "task": run.config.task, "seed": run.config.seed, "checkpoint": f"step {run.step:,}", "data": run.spec.name,
             "machine": f"{run.mesh.size} x {device.device_kind}, jax {jax.__version__}"}
-    labels = run.spec.fields["label"].labels if "label" in run.spec.fields else ()
-    standard = getattr(run.config.model, "prior", "") == "standard"
+    names, prior = {name: field.labels for name, field in run.spec.fields.items() if field.labels}, getattr(run.config.model, "prior", "")
+    mixture = None
+    if prior == "mixture":
+        mixture = priors.get(prior, run.config.model.latent, run.config.model.components, run.config.model.covariance).dist(run.params["prior"])
     made = report.build(run.task, run.params, run.variables, splits, metrics.read(run.workdir), info, jax.random.key(run.config.seed + 2),
-                        labels, run.task.condition, standard, frames=_frames(run) if ANIMATE.value else None)
+                        names, run.task.condition, prior == "standard", frames=_frames(run, splits) if ANIMATE.value else None, mixture=mixture)
     if meshes.is_main():
         print(f"report: {report.write(run.workdir, made)}")
     return 0
 
 
-def _frames(run) -> dict:
-    """{step: posterior means of the first held-out pictures} at every kept checkpoint."""
+def _frames(run, splits) -> dict:
+    """{step: posterior means of the first held-out examples} at every kept checkpoint."""
     import jax
+    import numpy as np
 
-    from vae_jax import checkpoint, evaluate, session
+    from vae_jax import checkpoint, report, session
 
-    role = next(role for role in ("test", "validation", "train") if getattr(run.config.data, role))
-    source = session.sources(run, (role,))[role]
-    encode = jax.jit(lambda params, variables, batch: {"mean": run.task.encode(params, variables, batch)["mean"]})
+    held = splits[next(role for role in ("test", "validation", "train") if role in splits)]
+    batch = {name: values[:FRAME_CODES] for name, values in held.items() if np.asarray(values).dtype.kind in "biuf"}
+    encode = jax.jit(lambda params, variables, rows: run.task.encode(params, variables, rows)["mean"])
     found = {}
     for step in checkpoint.Checkpoints(run.workdir / "checkpoints").steps():
         then = session.open_run(run.workdir, str(step))
-        found[step] = evaluate.collect(encode, then.params, then.variables, source, run.mesh, run.config.eval.batch, FRAME_CODES)["mean"]
+        found[step] = report.chunks(lambda i, rows: encode(then.params, then.variables, rows), batch, run.config.eval.batch)
     return found

@@ -1,9 +1,12 @@
-"""sample: new pictures from the prior, as one sheet and as arrays.
+"""sample: new pictures or sounds from the prior, as one sheet and as arrays; sounds also as files.
 
     python -m vae_jax sample --workdir=runs/mnist --count=64
     python -m vae_jax sample --workdir=runs/mnist_label --count=10 --label=7      a conditional model
+    python -m vae_jax sample --workdir=runs/fsdd --count=10 --label=7             any other: from the Gaussian of that class's training codes
+    python -m vae_jax sample --workdir=runs/fsdd --count=10 --label=7 --spread=0.5      from N(the class's mean code, 0.5^2 I)
 
-Writes WORKDIR/samples/NAME.png and NAME.npz (the same pictures, floats 0..1), NAME from count, class, temperature and seed.
+Writes WORKDIR/samples/NAME.png and NAME.npz (the same pictures, floats 0..1; `audio`, waves in -1..1), NAME from count, class, temperature and
+seed; of sounds also NAME/NUMBER.wav of the first 64, all at one gain.
 """
 
 import math
@@ -14,10 +17,13 @@ from vae_jax.config import UserError
 from vae_jax.verbs import trained
 
 COUNT = flags.DEFINE_integer("count", 64, "How many.", lower_bound=1, upper_bound=100_000)
-LABEL = flags.DEFINE_string("label", "", "Class name, for a conditional model; '' = all classes in turn.")
-TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Scales the code's distance from 0.", lower_bound=0.0)
-SEED = flags.DEFINE_integer("seed", 0, "Same seed, same pictures.")
+LABEL = flags.DEFINE_string("label", "", "Class name, of labelled data; '' = the whole prior, or for a conditional model all classes in turn.")
+SPREAD = flags.DEFINE_float("spread", None, "With --label, for an unconditional model: standard deviation around the class's mean code, in place "
+                            "of the covariance of its codes.", lower_bound=0.0)
+TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Scales the code's distance from 0, or from the class's mean code.", lower_bound=0.0)
+SEED = flags.DEFINE_integer("seed", 0, "Same seed, same samples.", lower_bound=0)
 BATCH = 256  # pictures decoded at once
+FILES = 64  # sounds written as files
 
 
 def main(started: float) -> int:
@@ -26,18 +32,26 @@ def main(started: float) -> int:
 
     from vae_jax import mesh as meshes
     from vae_jax import session
-    from vae_jax.media import images
 
     run = trained.open_run()
     if run.task.sample is None:
         raise UserError(f"the task {run.config.task!r} has no samples.")
-    request = {"temperature": np.full(COUNT.value, TEMPERATURE.value, np.float32)}
+    number = _number(run.spec.fields)
+    if SPREAD.value is not None and (run.task.condition or number is None):
+        raise UserError("--spread goes with --label, for a model that is not conditional.")
+    request, sample = {"temperature": np.full(COUNT.value, TEMPERATURE.value, np.float32)}, run.task.sample
     if run.task.condition:
-        request["label"] = _labels(run.spec.fields["label"].labels, COUNT.value)
-    elif LABEL.value:
-        raise UserError("--label needs a conditional model: train with --config.model.condition=label.")
-    sample, parts = jax.jit(run.task.sample), []
+        names = run.spec.fields["label"].labels
+        request["label"] = (np.arange(COUNT.value) % len(names) if number is None else np.full(COUNT.value, number)).astype(np.int32)
+    parts = []
     with session.Leaving() as leaving:
+        if number is not None and not run.task.condition:
+            codes = _class_codes(run, number, leaving.now)
+            if codes is None:
+                trained.left(True)
+                return 0
+            request, sample = {"code": codes}, _from_codes(run.task)
+        sample = jax.jit(sample)
         for start in range(0, COUNT.value, BATCH):
             rows = np.minimum(np.arange(start, start + min(BATCH, COUNT.value)), COUNT.value - 1)
             key = jax.random.fold_in(jax.random.key(SEED.value), start)
@@ -46,25 +60,83 @@ def main(started: float) -> int:
             if leaving.now():
                 trained.left(True)
                 return 0
-    if not meshes.is_main():
-        return 0
-    folder = run.workdir / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
-    label = f"-class{request['label'][0]}" if LABEL.value else ""  # its number: a class name may be no file name
-    name = f"count{COUNT.value}{label}-temperature{TEMPERATURE.value:g}-seed{SEED.value}"
-    arrays = {k.removeprefix("image/"): np.concatenate([p[k] for p in parts]) for k in parts[0]}
-    session.write_npz(folder / f"{name}.npz", arrays)
-    shown = images.resize(arrays["mean"][:400], columns := math.isqrt(min(COUNT.value, 400) - 1) + 1)
-    (folder / f"{name}.png").write_bytes(images.png(images.grid(shown, columns)))
-    print(folder / f"{name}.png")
+    if meshes.is_main():
+        arrays = {"audio" if k == "audio/mean" else k.removeprefix("image/"): np.concatenate([p[k] for p in parts]) for k in parts[0]}
+        label = "" if number is None else f"-class{number}"  # its number: a class name may be no file name
+        spread = "" if SPREAD.value is None else f"-spread{SPREAD.value:g}"
+        _write(run, f"count{COUNT.value}{label}{spread}-temperature{TEMPERATURE.value:g}-seed{SEED.value}", arrays)
     return 0
 
 
-def _labels(names, count):
-    import numpy as np
+def _write(run, name: str, arrays: dict) -> None:
+    from vae_jax import session
+    from vae_jax.media import images, sounds
 
+    folder = run.workdir / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    session.write_npz(folder / f"{name}.npz", arrays)
+    shown = arrays["mean"][:400]
+    shown = sounds.show(shown) if "audio" in arrays else shown
+    columns = math.isqrt(len(shown) - 1) + 1
+    (folder / f"{name}.png").write_bytes(images.png(images.grid(images.resize(shown, columns), columns)))
+    if "audio" in arrays:
+        waves = arrays["audio"][:FILES]
+        factor = sounds.gain(waves)
+        (folder / name).mkdir(exist_ok=True)
+        for i, wave in enumerate(waves):
+            (folder / name / f"{i:03d}.wav").write_bytes(sounds.wav(wave, run.task.front.rate, factor))
+        print(f"{len(waves)} wavs in {folder / name}, gain {factor:.3g}")
+    print(folder / f"{name}.png")
+
+
+def _number(fields) -> int | None:
+    """The number of the class that --label names. Raises UserError."""
     if not LABEL.value:
-        return (np.arange(count) % len(names)).astype(np.int32)
+        return None
+    names = fields["label"].labels if "label" in fields else ()
+    if not names:
+        raise UserError("--label needs labelled data, and the data this run was trained on has no labels.")
     if LABEL.value not in names:
         raise UserError(f"--label={LABEL.value} is not a class of this data; classes are {', '.join(names[:20])}.")
-    return np.full(count, names.index(LABEL.value), np.int32)
+    return names.index(LABEL.value)
+
+
+def _class_codes(run, number: int, interrupted):
+    """Codes [count, d] from one class's part of the aggregate posterior of the training split; None if interrupted. Raises UserError."""
+    import numpy as np
+
+    from vae_jax import evaluate, session
+    from vae_jax.latents import classes
+
+    if run.task.encode is None or run.task.decode is None:
+        raise UserError(f"--label: the task {run.config.task!r} has no codes of its classes.")
+    try:
+        source = session.sources(run, ("train",))["train"]
+    except UserError as error:
+        raise UserError(f"--label needs the data this run was trained on, whose codes say where the class lies. {error}") from None
+    if source.split.digest != run.spec.digest:
+        raise UserError(f"--label needs the data this run was trained on, and {run.config.data.dir} holds other data now.")
+
+    def encode(params, variables, batch):
+        code = run.task.encode(params, variables, batch)
+        return {name: code[name] for name in ("mean", "logvar") if name in code} | {"label": batch["label"]}
+
+    rows = evaluate.collect(encode, run.params, run.variables, source, run.mesh, run.config.eval.batch, interrupted=interrupted)
+    if rows is None:
+        return None
+    own = rows["label"] == number
+    if not own.any():
+        raise UserError(f"--label={LABEL.value}: the training split has no example of this class.")
+    fitted = classes.fit(rows["mean"][own], rows["logvar"][own] if "logvar" in rows else None, rows["label"][own])
+    return classes.draw(fitted, number, COUNT.value, SPREAD.value, TEMPERATURE.value, SEED.value).astype(np.float32)
+
+
+def _from_codes(task):
+    """Like the task's `sample`, from codes that are given."""
+
+    def sample(params, variables, key, request):
+        made = task.decode(params, variables, request["code"], None)
+        found = {"image/mean": made["image"]}
+        return found | ({"audio/mean": task.front.sound(made["image"], made.get("level"), key)} if task.front.kind == "audio" else {})
+
+    return sample
