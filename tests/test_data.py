@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-
 import toys
+
 from vae_jax import data, evaluate
 from vae_jax import mesh as meshes
 

@@ -9,8 +9,8 @@ import re
 
 import numpy as np
 import pytest
-
 import toys
+
 from vae_jax import config as configs
 from vae_jax import metrics, train
 

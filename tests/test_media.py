@@ -10,7 +10,8 @@ import pytest
 import scipy.ndimage
 from PIL import Image
 
-from vae_jax.media import figures, html as pages, images, measures
+from vae_jax.media import figures, images, measures
+from vae_jax.media import html as pages
 
 
 def pictures(n=7, h=4, w=6, c=1, seed=0):

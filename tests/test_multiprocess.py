@@ -5,10 +5,10 @@ import shutil
 import signal
 import subprocess
 
-import pytest
-
 import launch
+import pytest
 import toys
+
 from vae_jax import checkpoint
 
 

@@ -6,11 +6,11 @@ import shutil
 import signal
 
 import jax
+import launch
 import numpy as np
 import pytest
-
-import launch
 import toys
+
 from vae_jax import checkpoint, records, session, tasks
 from vae_jax import config as configs
 from vae_jax import mesh as meshes

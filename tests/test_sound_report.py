@@ -7,12 +7,12 @@ import types
 
 import jax
 import jax.numpy as jnp
+import launch
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
 
-import launch
 from vae_jax import fronts, records, report
 from vae_jax.latents import pca
 from vae_jax.media import figures, images, sounds

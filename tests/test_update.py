@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
 import toys
+
 from vae_jax import mesh as meshes
 from vae_jax import optim as optims
 from vae_jax import update as updates

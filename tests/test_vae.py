@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import toys
+
 from vae_jax import config as configs
 from vae_jax import data, records, session, tasks
 from vae_jax import mesh as meshes

@@ -3,11 +3,11 @@
 import html
 import json
 
+import launch
 import numpy as np
 import pytest
-
-import launch
 import toys
+
 from vae_jax import records
 
 

@@ -17,8 +17,8 @@ def main(started: float) -> int:
     import jax
     import numpy as np
 
-    from vae_jax import mesh as meshes
     from vae_jax import assess, metrics, report, session
+    from vae_jax import mesh as meshes
     from vae_jax.models import priors
 
     run = trained.open_run()
