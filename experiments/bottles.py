@@ -12,7 +12,8 @@ from vae_jax.tasks import vae
 def get_config() -> Config:
     return Config(
         name="bottles",
-        model=vae.Model(family="conv", hidden=(32, 64, 64), latent=2, likelihood="bernoulli"),
+        # A strong KL at first lays the shapes out evenly in the plane; it then gives way to detail
+        model=vae.Model(family="conv", hidden=(32, 64, 64), latent=2, likelihood="bernoulli", warmup="cooling", warmup_from=50.0, warmup_steps=6000),
         data=Data(dir="datasets/bottles", test="test_originals", batch=32),
         optim=Optim(lr=1e-3, schedule="cosine", ema=0.999),
         eval=Eval(every=1000, batch=200, examples=2000),

@@ -1,4 +1,4 @@
-"""Every file in experiments/ parses in every variant, and each kind of model runs shrunken steps through the whole loop."""
+"""Every file in experiments/ fits the engine in every variant, and runs shrunken steps through the whole loop."""
 
 import ast
 import dataclasses
@@ -7,15 +7,17 @@ import json
 import pathlib
 import re
 
+import jax
 import numpy as np
 import pytest
 import toys
 
 from vae_jax import config as configs
-from vae_jax import metrics, train
+from vae_jax import data, metrics, records, tasks, train, update
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted(p for p in (ROOT / "experiments").glob("*.py"))
+SOUNDS = ("fsdd", "genres")  # experiments on sounds
 
 
 def load(path):
@@ -39,22 +41,47 @@ CASES = [(path, variant) for path in FILES for variant in variants(path)]
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return toys.pictures(tmp_path_factory.mktemp("experiments") / "toy", {"train": 24, "validation": 8, "test": 8}, size=16)
+def folders(tmp_path_factory):
+    """Data sets of pictures and of sounds."""
+    base, counts = tmp_path_factory.mktemp("experiments"), {"train": 24, "validation": 8, "test": 8}
+    toys.sounds(base / "sounds", counts)
+    return {"image": toys.pictures(base / "pictures", counts, size=16), "audio": str(base / "sounds")}
 
 
-@pytest.mark.parametrize("path, variant", CASES, ids=[f"{p.stem}-{v or 'only'}" for p, v in CASES])
-def test_an_experiment_runs_two_shrunken_steps(path, variant, pictures, tmp_path):
+def shrunken(path, variant, folders):
+    """The experiment on toy data, small, for two steps on one device."""
     config = load(path).get_config(*([variant] if variant else []))
     assert configs.load(json.dumps(configs.to_dict(config))) == config, "a stored configuration reads back as it was"
     assert config.name and config.data.dir.startswith("datasets/")
-    config.data = dataclasses.replace(config.data, dir=pictures, batch=8, train="train", validation=config.data.validation and "validation", test="test")
+    kind = "audio" if path.stem in SOUNDS else "image"
+    config.data = dataclasses.replace(config.data, dir=folders[kind], batch=8, train="train", validation=config.data.validation and "validation",
+                                      test="test")
     config.eval = dataclasses.replace(config.eval, batch=8, every=2)
-    config.run = dataclasses.replace(config.run, steps=2, log_every=1, save_every=2)
+    config.run = dataclasses.replace(config.run, steps=2, log_every=1, save_every=2, devices=1)
     if hasattr(config.model, "components"):
         config.model.components = min(config.model.components, 4)
-        config.model.hidden = tuple(min(h, 8) for h in config.model.hidden)
-    result = train.train(config, str(tmp_path / "run"))
+        config.model.hidden = tuple(min(h, 8) for h in config.model.hidden[:2])
+    return config
+
+
+@pytest.mark.parametrize("path, variant", CASES, ids=[f"{p.stem}-{v or 'only'}" for p, v in CASES])
+def test_every_variant_fits_the_engine(path, variant, folders):
+    """Shapes and types of the state, of a step and of its evaluation, without computing them."""
+    config = shrunken(path, variant, folders)
+    task = tasks.get(config, records.open_folder(config.data.dir))
+    rows = data.Source(config.data.dir, "train").read(np.arange(8))
+    batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in rows.items()}
+    state = jax.eval_shape(lambda b: update.init_state(task, config, b), batch)
+    after, found = jax.eval_shape(lambda s, b: update.update(task, config, s, b, task.schedule(0)), state, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert all(value.shape == () for name, value in found.items() if name != "bad_terms")
+    rows = jax.eval_shape(lambda p, v, b: task.metrics(p, v, b, jax.random.key(0)), state.params, state.variables, batch)
+    assert rows and all(value.shape[0] == 8 for value in rows.values())
+
+
+@pytest.mark.parametrize("path", FILES, ids=[p.stem for p in FILES])
+def test_an_experiment_runs_two_shrunken_steps(path, folders, tmp_path):
+    result = train.train(shrunken(path, variants(path)[0], folders), str(tmp_path / "run"))
     assert np.isfinite(result["eval/test/loss"])
     losses = [line["train/loss"] for line in metrics.read(tmp_path / "run") if "train/loss" in line]
     assert len(losses) == 2 and np.isfinite(losses).all() and losses[0] != losses[1]

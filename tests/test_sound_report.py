@@ -11,6 +11,7 @@ import launch
 import numpy as np
 import pytest
 import soundfile
+import toys
 from PIL import Image
 
 from vae_jax import fronts, records, report
@@ -18,34 +19,13 @@ from vae_jax.latents import pca
 from vae_jax.media import figures, images, sounds
 from vae_jax.tasks import Task
 
-RATE, SAMPLES = 4000, 1000
+RATE, SAMPLES = toys.RATE, toys.SAMPLES
 SETTINGS = dict(n_fft=64, hop=32, iterations=30)
-
-
-def tones(n, seed=0):
-    """Low and high tones under noise, each of two speakers: one quiet, one loud."""
-    rng, time = np.random.default_rng(seed), np.arange(SAMPLES) / RATE
-    label, speaker = np.arange(n) % 2, np.arange(n) // 2 % 2
-    wave = np.sin(2 * np.pi * (400 + 800 * label + rng.uniform(-30, 30, n))[:, None] * time + rng.uniform(0, 6, n)[:, None])
-    wave = wave * (0.1 + 0.5 * speaker)[:, None] * np.exp(-3 * time) + 0.001 * rng.standard_normal(wave.shape)
-    return {"audio": np.round(32768 * wave).astype(np.int16)[..., None], "label": label, "speaker": speaker, "valid": np.full(n, SAMPLES, np.int32)}
-
-
-def folder_of(path):
-    """A record folder of tones as data_prep writes them."""
-    fields = {"audio": records.Field((SAMPLES, 1), "int16"), "valid": records.Field((), "int32"), "group": records.Field((), "str"),
-              "label": records.Field((), "int64", ("low", "high")), "speaker": records.Field((), "int64", ("ann", "bob"))}
-    with records.Writer(path, "tones") as writer:
-        for split, count, seed in (("train", 64, 0), ("test", 24, 1)):
-            rows = tones(count, seed)
-            for i in range(count):
-                writer.add(split, records.encode(fields, {"group": f"{split}{i}", **{k: v[i] for k, v in rows.items()}}))
-        return writer.finish(fields, {}, {"rate": RATE, "peak": 0.62, "reference_db": -4.0})
 
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory):
-    return folder_of(tmp_path_factory.mktemp("tones") / "data")
+    return toys.sounds(tmp_path_factory.mktemp("tones") / "data")
 
 
 def linear_task(front, train, latent=6):
@@ -97,7 +77,7 @@ def test_wavs_are_what_other_readers_read():
 
 def test_low_frequencies_are_at_the_bottom_in_one_colour_scale(spec):
     front = fronts.get(spec, fronts.Sound(**SETTINGS))
-    x = np.asarray(front.analyse(tones(2)))
+    x = np.asarray(front.analyse(toys.tones(2)))
     shown = sounds.show(x)
     assert shown.shape == (2, *front.shape[:2], 3) and shown.dtype == np.uint8
     brightness = shown.astype(int).sum(-1).mean(2)
@@ -171,7 +151,7 @@ def light(monkeypatch):
 @pytest.mark.parametrize("normalise", ["fixed", "peak"])
 def test_report_of_sounds(spec, light, tmp_path, normalise):
     front = fronts.get(spec, fronts.Sound(**SETTINGS, normalise=normalise))
-    splits = {"train": tones(64), "test": tones(24, seed=1)}
+    splits = {"train": toys.tones(64), "test": toys.tones(24, seed=1)}
     task = linear_task(front, splits["train"])
     names = {"label": ("low", "high"), "speaker": ("ann", "bob")}
     built = report.build(task, {}, {}, splits, [], {"name": "tones", "command": "report"}, jax.random.key(0), names)
@@ -207,7 +187,7 @@ def test_report_of_sounds(spec, light, tmp_path, normalise):
 
 def test_report_of_sounds_without_labels(spec, light):
     front = fronts.get(spec, fronts.Sound(**SETTINGS))
-    splits = {"train": {"audio": tones(12)["audio"]}}
+    splits = {"train": {"audio": toys.tones(12)["audio"]}}
     task = linear_task(front, splits["train"], 2)._replace(sample=None)
     built = report.build(task, {}, {}, splits, [], {"name": "tones", "command": "report"}, jax.random.key(0))
     section = {s.name: s for s in built.sections}["sounds"]
@@ -264,7 +244,7 @@ def get_config():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("verbs")
-    folder_of(folder / "data")
+    toys.sounds(folder / "data")
     (folder / "config.py").write_text(CONFIG.format(data=str(folder / "data"), cache=str(folder / "cache")))
     made = launch.run("train", f"--config={folder / 'config.py'}", f"--workdir={folder / 'run'}")
     assert made.returncode == 0, made.stderr
@@ -296,7 +276,7 @@ def test_reconstruct_writes_wavs_and_the_error_it_prints(trained):
     factor = float(out.split("gain of the files ")[1].split()[0])
     original, rate = soundfile.read(f"{sheet[:-4]}/004-original.wav")
     assert rate == RATE and len(original) == len(soundfile.read(f"{sheet[:-4]}/004-model.wav")[0]) == SAMPLES
-    np.testing.assert_allclose(original / factor, tones(24, seed=1)["audio"][4, :, 0] / 32768, atol=1e-2 * np.abs(original).max())
+    np.testing.assert_allclose(original / factor, toys.tones(24, seed=1)["audio"][4, :, 0] / 32768, atol=1e-2 * np.abs(original).max())
 
 
 def test_reconstruct_takes_any_file(trained):

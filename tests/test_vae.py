@@ -59,16 +59,17 @@ def trained(folder, batch):
 def test_a_variant_learns_and_keeps_its_contracts(trained, batch, name):
     task, params, logs = trained[name]
     assert logs[-1]["objective"] < logs[0]["objective"] and all(log["finite"] for log in logs)
-    rows = task.metrics(params, {}, batch, jax.random.key(0))
+    rows = jax.jit(task.metrics)(params, {}, batch, jax.random.key(0))
     assert all(len(v) == 16 and np.isfinite(v).all() for v in rows.values())
     np.testing.assert_allclose(rows["loss"], rows["reconstruction"] + rows["kl"], rtol=1e-5)
-    first, second = (task.encode(params, {}, batch) for _ in range(2))
+    encode, decode, sample = jax.jit(task.encode), jax.jit(task.decode), jax.jit(task.sample)
+    first, second = (encode(params, {}, batch) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, first, second)  # A6: the code's moments are no draw
     given = task.condition(batch) if task.condition else None
-    picture = task.decode(params, {}, first["mean"], given)["image"]
+    picture = decode(params, {}, first["mean"], given)["image"]
     assert picture.shape == batch["image"].shape
     request = {"temperature": jnp.ones(6), "label": jnp.arange(6) % 2}
-    made = [task.sample(params, {}, jax.random.key(k), request) for k in (1, 1, 2)]
+    made = [sample(params, {}, jax.random.key(k), request) for k in (1, 1, 2)]
     assert all(np.isfinite(v).all() and len(v) == 6 for v in made[0].values())
     jax.tree.map(np.testing.assert_array_equal, made[0], made[1])
     assert not np.array_equal(made[0]["image/draw"], made[2]["image/draw"])
@@ -99,10 +100,11 @@ def test_an_autoregressive_decoder_feeds_back_what_it_was_taught(trained, batch)
     _, params, _ = trained["rows"]
     z = jax.random.normal(jax.random.key(0), (5, 3))
     mean = lambda row: jax.nn.sigmoid(row["x"])
-    own = decoder.apply(params["decoder"], z, None, None, lambda row, t: mean(row))
-    taught = decoder.apply(params["decoder"], z, None, mean(own))
+    own = jax.jit(lambda p, z: decoder.apply(p, z, None, None, lambda row, t: mean(row)))(params["decoder"], z)
+    read = jax.jit(lambda p, z, rows: decoder.apply(p, z, None, rows))
+    taught = read(params["decoder"], z, mean(own))
     np.testing.assert_allclose(own["x"], taught["x"], atol=1e-5)
-    changed = decoder.apply(params["decoder"], z, None, mean(own).at[:, 5, 3:].set(0.0).at[:, 6:].set(0.0))["x"]
+    changed = read(params["decoder"], z, mean(own).at[:, 5, 3:].set(0.0).at[:, 6:].set(0.0))["x"]
     np.testing.assert_allclose(changed[:, :5], own["x"][:, :5], atol=1e-5)  # what comes later must not matter
     np.testing.assert_allclose(changed[:, 5, :4], own["x"][:, 5, :4], atol=1e-5)
     assert np.all(np.abs(changed[:, 5, 4:] - own["x"][:, 5, 4:]).max((0, 2)) > 1e-4)  # and what comes before must
@@ -113,9 +115,10 @@ def test_an_autoregressive_draw_is_the_rows_that_were_read(folder, batch, likeli
     """Row t of a draw comes from outputs computed on rows before t of that same draw."""
     task, _ = make(folder, family="lstm", hidden=(8,), autoregressive=True, likelihood=likelihood)
     params, _ = task.init(jax.random.key(0), batch)
-    made = task.sample(params, {}, jax.random.key(3), {"temperature": jnp.zeros(5)})  # temperature 0: the code is known, 0
+    request = {"temperature": jnp.zeros(5)}  # the code is known, 0
+    made = jax.jit(task.sample)(params, {}, jax.random.key(3), request)
     decoder = vae_models.Decoder("lstm", (8,), (8, 8, 1), learned_sigma=likelihood == "gaussian", autoregressive=True)
-    taught = decoder.apply(params["decoder"], jnp.zeros((5, 3)), None, made["image/draw"])
+    taught = jax.jit(decoder.apply)(params["decoder"], jnp.zeros((5, 3)), None, made["image/draw"])
     expected = jax.nn.sigmoid(taught["x"]) if likelihood == "bernoulli" else taught["x"]
     np.testing.assert_allclose(made["image/mean"], expected, atol=1e-5)
 

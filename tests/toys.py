@@ -59,3 +59,27 @@ def pictures(folder, counts=None, size: int = 8, seed: int = 0) -> str:
     counts = counts or {"train": 96, "validation": 24, "test": 27}
     records.write(folder, "toy", fields, {name: examples(n) for name, n in counts.items()})
     return str(folder)
+
+
+RATE, SAMPLES = 4000, 1000
+
+
+def tones(n, seed=0) -> dict:
+    """Rows of low and high tones under noise, each of two speakers: one quiet, one loud."""
+    rng, time = np.random.default_rng(seed), np.arange(SAMPLES) / RATE
+    label, speaker = np.arange(n) % 2, np.arange(n) // 2 % 2
+    wave = np.sin(2 * np.pi * (400 + 800 * label + rng.uniform(-30, 30, n))[:, None] * time + rng.uniform(0, 6, n)[:, None])
+    wave = wave * (0.1 + 0.5 * speaker)[:, None] * np.exp(-3 * time) + 0.001 * rng.standard_normal(wave.shape)
+    return {"audio": np.round(32768 * wave).astype(np.int16)[..., None], "label": label, "speaker": speaker, "valid": np.full(n, SAMPLES, np.int32)}
+
+
+def sounds(folder, counts=None) -> records.Spec:
+    """A tiny data set of `tones`, as data_prep writes sounds."""
+    fields = {"audio": records.Field((SAMPLES, 1), "int16"), "valid": records.Field((), "int32"), "group": records.Field((), "str"),
+              "label": records.Field((), "int64", ("low", "high")), "speaker": records.Field((), "int64", ("ann", "bob"))}
+    with records.Writer(folder, "tones") as writer:
+        for seed, (split, count) in enumerate((counts or {"train": 64, "test": 24}).items()):
+            rows = tones(count, seed)
+            for i in range(count):
+                writer.add(split, records.encode(fields, {"group": f"{split}{i}", **{k: v[i] for k, v in rows.items()}}))
+        return writer.finish(fields, {}, {"rate": RATE, "peak": 0.62, "reference_db": -4.0})

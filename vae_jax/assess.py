@@ -16,6 +16,7 @@ from vae_jax.latents import pca, probes, statistics
 from vae_jax.media import measures as picture_measures
 
 ENCODED = 10_000  # examples of a split that are encoded for information, factors and baselines
+NARROWER = (16, 32, 64)  # widths of linear baselines, where the code is wider
 BASELINE = 60_000  # training examples that linear baselines are fitted on
 JUDGED, JUDGED_BATCH = 2_000, 250  # prior samples shown to a judge, and at once
 PRESENT = 0.01  # share of the samples from which on a class counts as present
@@ -71,7 +72,7 @@ def measure(run, source: datas.Source, name: str, amount: int, batch: int, inter
 
 
 def codes_and_pictures(run, sources: dict) -> dict:
-    """Held out, beside PCA as wide as the code and the mean training picture: squared error and overlap at threshold 0.5. Of the
+    """Held out, beside PCA (as wide as the code, and narrower) and the mean training picture: squared error and overlap at threshold 0.5. Of the
     codes: information about the picture in nats (it cannot exceed log n), and how well directions follow the factors stored with the data."""
     if run.task.encode is None or run.task.decode is None or "test" not in sources:
         return {}
@@ -85,8 +86,9 @@ def codes_and_pictures(run, sources: dict) -> dict:
     width = held["mean"].shape[1]
     train = session.seen(run, sources["train"], BASELINE)
     linear, shape = pca.fit(train, width), held["image"].shape
-    made = {"model": held["made"], f"pca_{width}": pca.reconstruct(linear, pca.project(linear, held["image"])).reshape(shape),
-            "mean_picture": np.broadcast_to(linear.mean.reshape(shape[1:]), shape)}
+    made = {"model": held["made"], "mean_picture": np.broadcast_to(linear.mean.reshape(shape[1:]), shape)}
+    for kept in [k for k in NARROWER if k < width] + [width]:
+        made[f"pca_{kept}"] = pca.reconstruct(linear, pca.project(linear, held["image"], kept)).reshape(shape)
     found = {}
     for name, pictures in made.items():
         found[f"eval/test/{name}_mse"] = mse = picture_measures.mse(held["image"], pictures).mean()
