@@ -79,10 +79,11 @@ def test_ema_follows_the_named_players():
     config = toys.config(ema=0.5, ema_players=("gen",))
     task = toys.two_players()
     state, expected = updates.init_state(task, config, toys.batch()), None
-    for step in range(3):
+    for step in range(12):  # of each average the newest step is 0.9, 9 / 11, 9 / 12 ... and from the ninth on one half
         expected = np.asarray(state.params["gen"]["kernel"]) if step == 0 else expected
         state, _ = updates.update(task, config, state, toys.batch(step), ("gen",))
-        expected = 0.5 * expected + 0.5 * np.asarray(state.params["gen"]["kernel"])
+        newest = max(0.5, 9 / (10 + step))
+        expected = (1 - newest) * expected + newest * np.asarray(state.params["gen"]["kernel"])
     assert set(state.ema) == {"gen"}
     np.testing.assert_allclose(state.ema["gen"]["kernel"], expected, rtol=1e-6)
     np.testing.assert_array_equal(updates.eval_params(state)["gen"]["kernel"], state.ema["gen"]["kernel"])

@@ -46,7 +46,7 @@ class Optim:
     boundaries: tuple[int, ...] = ()  # steps at which `step` multiplies by `factor`
     factor: float = 0.1
     accumulate: int = 1  # micro-batches a step
-    ema: float = 0.0  # decay of the averaged weights that evaluation and samples use; 0 = off
+    ema: float = 0.0  # decay of the averaged weights that evaluation and samples use, at step t at most (1 + t) / (10 + t); 0 = off
     ema_players: tuple[str, ...] = ()  # () = all trained players
 
 

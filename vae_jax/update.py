@@ -106,7 +106,8 @@ def update(task: Task, config: Config, state: TrainState, batch: dict, moves: tu
             if player in variables:
                 new_variables[player] = keep(state.variables[player], new_variables[player])
         if player in ema:
-            ema[player] = optax.incremental_update(params[player], state.ema[player], 1 - o.ema)
+            forget = jnp.maximum(1 - o.ema, 9 / (state.step + 10))  # at first the average is of few steps, or it would still hold the initial weights
+            ema[player] = optax.incremental_update(params[player], state.ema[player], forget)
 
     names = sorted(metrics)
     wrong = jnp.stack([~jnp.all(jnp.isfinite(metrics[n])) for n in names])
