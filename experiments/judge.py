@@ -1,17 +1,31 @@
-"""A judge of generated digits, trained on real MNIST only.
+"""Judges of generated digits, spoken digits and music, trained on real data only; and who speaks.
 
     python -m vae_jax train --config=experiments/judge.py --workdir=runs/judge
+    python -m vae_jax train --config=experiments/judge.py:fsdd --workdir=runs/judge_fsdd
 """
 
-from vae_jax.config import Config, Data, Eval, Optim, Run
+from vae_jax import fronts
+from vae_jax.config import Config, Data, Eval, Optim, Run, UserError
 from vae_jax.tasks import classifier
 
+SPEECH = fronts.Sound(n_fft=256, hop=128)
+VARIANTS = {
+    "mnist": (classifier.Model(), Data(dir="datasets/mnist", train="train[:55000]", validation="train[55000:]", batch=128)),
+    "fsdd": (classifier.Model(channels=(32, 64, 64), sound=SPEECH), Data(dir="datasets/fsdd", batch=64)),
+    "speaker": (classifier.Model(channels=(32, 64, 64), sound=SPEECH, label="speaker"), Data(dir="datasets/fsdd", batch=64)),
+    "genres": (classifier.Model(channels=(32, 64, 64)), Data(dir="datasets/genres", validation="validation", batch=64)),
+}
+STEPS = {"mnist": 3000, "fsdd": 1200, "speaker": 600, "genres": 800}
 
-def get_config() -> Config:
+
+def get_config(variant: str = "mnist") -> Config:
+    if variant not in VARIANTS:
+        raise UserError(f"experiments/judge.py has no variant {variant!r}; it has {', '.join(VARIANTS)}.")
+    model, data = VARIANTS[variant]
+    steps = STEPS[variant]
     return Config(
-        name="judge", task="classifier", model=classifier.Model(),
-        data=Data(dir="datasets/mnist", train="train[:55000]", validation="train[55000:]", batch=128),
-        optim=Optim(lr=1e-3, schedule="cosine"),
-        eval=Eval(every=500, roles=("validation", "test")),
-        run=Run(steps=3000, log_every=100, save_every=1000),
+        name="judge" if variant == "mnist" else f"judge-{variant}", task="classifier", model=model, data=data,
+        optim=Optim(lr=1e-3, schedule="cosine", weight_decay=0.0 if variant == "mnist" else 0.1),
+        eval=Eval(every=steps // 6, roles=("validation", "test") if data.validation else ("test",)),
+        run=Run(steps=steps, log_every=100, save_every=steps // 3),
     )

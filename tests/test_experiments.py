@@ -17,7 +17,7 @@ from vae_jax import data, metrics, records, tasks, train, update
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted(p for p in (ROOT / "experiments").glob("*.py"))
-SOUNDS = ("fsdd", "genres")  # experiments on sounds
+SOUNDS = ("fsdd", "genres", "speaker", "spectrogram")  # experiments and variants on sounds
 
 
 def load(path):
@@ -53,7 +53,7 @@ def shrunken(path, variant, folders):
     config = load(path).get_config(*([variant] if variant else []))
     assert configs.load(json.dumps(configs.to_dict(config))) == config, "a stored configuration reads back as it was"
     assert config.name and config.data.dir.startswith("datasets/")
-    kind = "audio" if path.stem in SOUNDS else "image"
+    kind = "audio" if path.stem in SOUNDS or variant in SOUNDS else "image"
     config.data = dataclasses.replace(config.data, dir=folders[kind], batch=8, train="train", validation=config.data.validation and "validation",
                                       test="test")
     config.eval = dataclasses.replace(config.eval, batch=8, every=2)

@@ -130,6 +130,7 @@ def test_charts_draw_in_both_themes_and_leave_nothing_behind():
         lambda t: figures.histograms(np.zeros((9, 1)), theme=t),
         lambda t: figures.bars(rng.random(5), np.array([True, False, True, True, True]), theme=t),
         lambda t: figures.waves({"original": rng.standard_normal((3, 5001)), "model": np.zeros((3, 99))}, ("a$b", "c", "<d>"), 8000, t),
+        lambda t: figures.rates({"sigma=0.1": (rng.random(3), rng.random(3)), "a$b": (np.ones(1), np.zeros(1))}, t),
         lambda t: figures.fidelity({"variance": np.linspace(0.3, 1, 9), "singular": np.linspace(0.2, 1, 9)}, theme=t),
     ]
     for chart in charts:

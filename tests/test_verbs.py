@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import toys
 
-from vae_jax import records
+from vae_jax import records, train
+from vae_jax.config import Config, Data, Eval, Optim, Run
+from vae_jax.tasks import classifier
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +34,26 @@ def test_evaluate(setup):
     results = json.loads((folder / "run" / "evaluation.json").read_text())["results"]
     logged = {k: v for line in launch.lines(folder / "run") for k, v in line.items() if line["step"] == 60}
     assert results["eval/test/nll"] < results["eval/test/loss"] and results["eval/test/nll_samples"] == 50
-    train, test = (records.open_split(folder / "data", k).read_all(["image"])["image"] / 255.0 for k in ("train", "test"))
-    assert results["eval/test/mean_picture_mse"] == pytest.approx(((test - train.mean(0)) ** 2).mean(), rel=1e-6)
+    seen, test = (records.open_split(folder / "data", k).read_all(["image"])["image"] / 255.0 for k in ("train", "test"))
+    assert results["eval/test/mean_picture_mse"] == pytest.approx(((test - seen.mean(0)) ** 2).mean(), rel=1e-6)
     assert 0 <= results["eval/test/mutual_information"] <= results["eval/test/mutual_information_limit"]
     assert logged["eval/test/loss"] == pytest.approx(results["eval/test/loss"], rel=0.05)  # the best checkpoint may be an earlier one
+
+
+def test_a_judge_looks_at_samples(setup):
+    """A classifier that tells the halves apart."""
+    folder, _ = setup
+    config = Config(name="judge", task="classifier", model=classifier.Model(channels=(8,), hidden=8), data=Data(dir=str(folder / "data"), batch=32),
+                    optim=Optim(lr=1e-2), eval=Eval(every=100, batch=9), run=Run(steps=100, save_every=100, devices=1))
+    train.train(config, str(folder / "judge"))
+    verb("evaluate", f"--workdir={folder / 'run'}", f"--judge={folder / 'judge'}")
+    found = json.loads((folder / "run" / "evaluation.json").read_text())["results"]
+    assert found["judge/accuracy"] > 0.95 and found["judge/classes"] == 2 and 0.5 < found["judge/confidence"] <= 1
+    histogram = [found[f"judge/confidence_{i / 10:.1f}"] for i in range(10)]
+    assert sum(histogram) == pytest.approx(1) and histogram[:5] == [0.0] * 5  # the surer of two classes has at least one half
+    assert 0 <= found["judge/class_agreement_least"] <= found["judge/class_agreement"] <= 1
+    refused = launch.run("evaluate", f"--workdir={folder / 'run'}", f"--judge={folder / 'run'}")
+    assert refused.returncode == 2 and "is no classifier" in refused.stderr
 
 
 def test_sample_repeats_by_seed(setup):
@@ -58,7 +76,7 @@ def test_sample_of_a_class_comes_from_its_training_codes(setup):
     (folder / "data").rename(folder / "moved")
     found = launch.run("sample", f"--workdir={folder / 'run'}", "--label=left")
     (folder / "moved").rename(folder / "data")
-    assert found.returncode == 2 and "needs the data this run was trained on" in found.stderr and "Traceback" not in found.stderr
+    assert found.returncode == 2 and "the data this run was trained on is needed" in found.stderr and "Traceback" not in found.stderr
 
 
 @pytest.mark.parametrize("name, flags, sentence", [

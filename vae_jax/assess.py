@@ -12,7 +12,7 @@ import numpy as np
 from vae_jax import data as datas
 from vae_jax import evaluate, session
 from vae_jax.config import UserError
-from vae_jax.latents import pca, probes, statistics
+from vae_jax.latents import classes, pca, probes, statistics
 from vae_jax.media import measures as picture_measures
 
 ENCODED = 10_000  # examples of a split that are encoded for information, factors and baselines
@@ -143,31 +143,75 @@ def _followed(run, sources) -> dict:
 
 
 def judged(run, judge: str) -> dict:
-    """What a classifier trained on real pictures says of prior samples: classes present, mean confidence; and its own held-out accuracy."""
+    """What a classifier trained on real data says of prior samples: classes present, confidence and its histogram; its own held-out accuracy; and
+    how often it agrees with the class that was asked for: of a conditional model, or by the Gaussians of each class's training codes."""
     other = session.open_run(judge)
     if other.config.task != "classifier":
         raise UserError(f"{judge} is no classifier (its task is {other.config.task!r}); train experiments/judge.py.")
     if run.task.sample is None:
         raise UserError(f"the task {run.config.task!r} has no samples for a judge to look at.")
-    kind = run.task.front.kind
+    kind, labels = run.task.front.kind, run.spec.fields["label"].labels if "label" in run.spec.fields else ()
     if not other.config.data.test or kind not in other.spec.fields or other.spec.fields[kind].shape != run.spec.fields[kind].shape:
         raise UserError(f"{judge} cannot judge this run: it needs a test split, and {kind} of the same shape as this run's.")
     request = {"temperature": np.ones(JUDGED, np.float32)}
     if run.task.condition:
-        request["label"] = (np.arange(JUDGED) % len(run.spec.fields["label"].labels)).astype(np.int32)
-
-    @jax.jit
-    def verdict(key, request):
-        made = run.task.sample(run.params, run.variables, key, request)[f"{kind}/mean"]
-        rows = {kind: made if kind == "image" else made[..., None]}  # a judge of sounds hears the wave, not the spectrogram it was made from
-        return jax.nn.softmax(other.task.encode(other.params, other.variables, rows)["logits"])
-
-    parts = [{k: v[i:i + JUDGED_BATCH] for k, v in request.items()} for i in range(0, JUDGED, JUDGED_BATCH)]
-    key = jax.random.key(run.config.seed + 3)
-    chance = np.concatenate([np.asarray(verdict(jax.random.fold_in(key, i), part)) for i, part in enumerate(parts)])
-    share = np.bincount(chance.argmax(-1), minlength=chance.shape[-1]) / JUDGED
+        request["label"] = (np.arange(JUDGED) % len(labels)).astype(np.int32)
+    chance = _verdicts(run, other, run.task.sample, request)
+    share, sure = np.bincount(chance.argmax(-1), minlength=chance.shape[-1]) / JUDGED, chance.max(-1)
     accuracy = splits(other, session.sources(other, ("test",)))["eval/test/accuracy"]
-    found = {"judge/classes": int((share >= PRESENT).sum()), "judge/confidence": float(chance.max(-1).mean()), "judge/accuracy": accuracy}
+    found = {"judge/classes": int((share >= PRESENT).sum()), "judge/confidence": float(sure.mean()), "judge/accuracy": accuracy}
+    found |= {f"judge/confidence_{i / 10:.1f}": float(n) / JUDGED for i, n in enumerate(np.histogram(sure, 10, (0, 1))[0])}
     if run.task.condition:
         found["judge/agreement"] = float(np.mean(chance.argmax(-1) == request["label"]))
+    elif run.task.encode and run.task.decode and labels == other.spec.fields["label"].labels and other.config.model.label == "label":
+        gaussians = class_gaussians(run)
+        asked = np.repeat(gaussians.label, JUDGED // len(gaussians.label))
+        for name, spread in (("", None), ("_spread0.5", 0.5)):
+            codes = np.concatenate([classes.draw(gaussians, c, JUDGED // len(gaussians.label), spread) for c in gaussians.label]).astype(np.float32)
+            agreed = _verdicts(run, other, from_codes(run.task), {"code": codes}).argmax(-1) == asked
+            by_class = [float(agreed[asked == c].mean()) for c in gaussians.label]
+            found |= {f"judge/class{name}_agreement": float(agreed.mean()), f"judge/class{name}_agreement_least": min(by_class)}
     return found
+
+
+def _verdicts(run, other, sample, request) -> np.ndarray:
+    """A judge's probabilities [n, classes] of what `sample`, a `Task.sample`, makes."""
+    kind = run.task.front.kind
+
+    @jax.jit
+    def verdict(weights, own, key, request):
+        made = sample(*weights, key, request)[f"{kind}/mean"]
+        rows = {kind: made if kind == "image" else made[..., None]}  # a judge of sounds hears the wave, not the spectrogram it was made from
+        return jax.nn.softmax(other.task.encode(*own, rows)["logits"])
+
+    n, key = len(jax.tree.leaves(request)[0]), jax.random.key(run.config.seed + 3)
+    parts = [{k: v[i:i + JUDGED_BATCH] for k, v in request.items()} for i in range(0, n, JUDGED_BATCH)]
+    return np.concatenate([np.asarray(verdict((run.params, run.variables), (other.params, other.variables), jax.random.fold_in(key, i), part)) for i, part in enumerate(parts)])
+
+
+def class_gaussians(run, interrupted=lambda: False) -> classes.Classes | None:
+    """Gaussians of the codes of every class of the training split; None if interrupted. Raises UserError where the data is gone or other data."""
+    try:
+        source = session.sources(run, ("train",))["train"]
+    except UserError as error:
+        raise UserError(f"the data this run was trained on is needed: its codes say where a class lies. {error}") from None
+    if source.split.digest != run.spec.digest:
+        raise UserError(f"the data this run was trained on is needed, and {run.config.data.dir} holds other data now.")
+
+    def encode(params, variables, batch):
+        code = run.task.encode(params, variables, batch)
+        return {name: code[name] for name in ("mean", "logvar") if name in code} | {"label": batch["label"]}
+
+    rows = evaluate.collect(encode, run.params, run.variables, source, run.mesh, run.config.eval.batch, interrupted=interrupted)
+    return None if rows is None else classes.fit(rows["mean"], rows.get("logvar"), rows["label"])
+
+
+def from_codes(task):
+    """A `Task.sample` whose request holds the codes, {'code': [n, d]}."""
+
+    def sample(params, variables, key, request):
+        made = task.decode(params, variables, request["code"], None)
+        found = {"image/mean": made["image"]}
+        return found | ({"audio/mean": task.front.sound(made["image"], made.get("level"), key)} if task.front.kind == "audio" else {})
+
+    return sample

@@ -142,11 +142,11 @@ def animation(frames: dict, label_n=None, names=(), limit: float = 6.0, millisec
     return images.gif(drawn, milliseconds)
 
 
-def class_name(names, number) -> str:
+def class_name(names, number, length: int = 24) -> str:
     """A class's name, cut, without control characters: names come from folders."""
     text = str(names[int(number)]) if 0 <= int(number) < len(names) else str(number)
     text = "".join(c if c.isprintable() else "?" for c in text)
-    return text if len(text) <= 24 else text[:23] + "…"
+    return text if len(text) <= length else text[:length - 1] + "…"
 
 
 def waves(columns: dict, rows, rate: int, theme: Theme = LIGHT) -> bytes:
@@ -229,4 +229,18 @@ def fidelity(curves: dict, marks=(0.8, 0.9, 0.95, 0.99), theme: Theme = LIGHT) -
         ax.set_ylabel("fidelity")
         ax.xaxis.set_major_locator(ticker.MaxNLocator(8, integer=True))
         ax.legend(loc="lower right")
+        return _png(figure)
+
+
+def rates(points: dict, theme: Theme = LIGHT) -> bytes:
+    """Rate against distortion: {name: (KL in nats [seeds], squared error [seeds])}, a point a seed, a line through the means by rate."""
+    with _style(theme):
+        figure, axes = _figure(7.0, 4.2)
+        ax, order = axes[0, 0], sorted(points, key=lambda name: np.mean(points[name][0]))
+        ax.plot([np.mean(points[n][0]) for n in order], [np.mean(points[n][1]) for n in order], color=theme.rule, linewidth=1.2)
+        for colour, name in zip(class_colours(len(points)), points):
+            ax.plot(*points[name], linestyle="", marker="o", markersize=5, color=colour, label=class_name((name,), 0, 60))
+        ax.set_xlabel("rate: KL, nats")
+        ax.set_ylabel("distortion: mean squared error")
+        ax.legend(loc="best")
         return _png(figure)

@@ -4,7 +4,7 @@
     Decoder: z [b, d], condition, x (only an autoregressive LSTM looks at it) -> {'x': [b, h, w, channels], ...}
 
 `hidden` is read from the picture to the code: widths of dense layers, channels of stride-2 convolutions, LSTM units.
-The decoder reads it backwards.
+The decoder reads it backwards. `shortcut` adds a linear path to both sides of a convolutional model: what PCA can do, it need not learn slowly.
 """
 
 import flax.linen as nn
@@ -55,17 +55,21 @@ class Encoder(nn.Module):
     hidden: tuple[int, ...]
     latent: int
     activation: str = "relu"
+    shortcut: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x_bhwc, condition=None):
         x = x_bhwc.astype(self.dtype)
         if self.family == "conv":
+            flat = x.reshape(x.shape[0], -1)
             for channels in self.hidden:
                 x = act(self.activation)(Conv(channels, stride=2, dtype=self.dtype)(x))
             moments = ToVector(2 * self.latent, name="moments")(x)
             if condition is not None:  # the same as appending the condition to the flat picture
                 moments += nn.Dense(2 * self.latent, use_bias=False, name="condition")(condition)
+            if self.shortcut:
+                moments += nn.Dense(2 * self.latent, use_bias=False, dtype=self.dtype, name="shortcut")(flat)
             return _moments(moments)
         if self.family == "lstm":
             x = join(x.reshape(*x.shape[:2], -1), condition)
@@ -170,6 +174,7 @@ class Decoder(nn.Module):
     learned_sigma: bool = False
     autoregressive: bool = False
     level: bool = False
+    shortcut: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -184,6 +189,8 @@ class Decoder(nn.Module):
             for channels in self.hidden[-2::-1]:
                 y = act(self.activation)(Up(channels, dtype=self.dtype)(y))
             y = Up(c, dtype=self.dtype, name="out")(y)
+            if self.shortcut:
+                y += nn.Dense(h * w * c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="shortcut")(z).reshape(y.shape)
         elif self.family == "lstm":
             rows = RowDecoder(self.hidden, w, c, self.autoregressive, self.dtype, name="rows")
             if feedback is None:

@@ -26,6 +26,7 @@ class Model:
     hidden: tuple[int, ...] = (300, 300)  # from picture to code: widths, channels of stride-2 layers, or LSTM units
     latent: int = 40
     activation: str = "relu"  # relu, tanh, gelu, linear; dense only: gated. An LSTM has its own
+    shortcut: bool = False  # conv: a linear path beside the convolutions, in encoder and decoder
     autoregressive: bool = False  # lstm: the decoder also reads the row before
     condition: str = ""  # '' or label: given to encoder and decoder
     binarize: bool = False  # a new Bernoulli draw of grey pictures at every step; held-out ones are drawn once, by seed and row number
@@ -56,9 +57,9 @@ def make(config: Config, spec) -> Task:
     settings = {"gaussian": {"sigma": m.sigma, "squash": m.squash}, "logistic_mixture": {"components": m.mixtures}}.get(m.likelihood, {})
     likelihood = likelihoods.get(m.likelihood, **settings)
     prior = priors.get(m.prior, m.latent, m.components, m.covariance, shape)
-    encoder = vae.Encoder(m.family, m.hidden, m.latent, m.activation, dtype)
+    encoder = vae.Encoder(m.family, m.hidden, m.latent, m.activation, m.shortcut, dtype)
     decoder = vae.Decoder(m.family, m.hidden, (*shape[:2], likelihood.channels(shape[2])), m.activation,
-                          m.likelihood == "gaussian" and not m.sigma, m.autoregressive, front.level is not None, dtype)
+                          m.likelihood == "gaussian" and not m.sigma, m.autoregressive, front.level is not None, m.shortcut, dtype)
 
     def condition_of(batch):
         return jax.nn.one_hot(batch["label"], len(labels)) if m.condition else None

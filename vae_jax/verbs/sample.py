@@ -30,8 +30,8 @@ def main(started: float) -> int:
     import jax
     import numpy as np
 
+    from vae_jax import assess, session
     from vae_jax import mesh as meshes
-    from vae_jax import session
 
     run = trained.open_run()
     if run.task.sample is None:
@@ -50,7 +50,7 @@ def main(started: float) -> int:
             if codes is None:
                 trained.left(True)
                 return 0
-            request, sample = {"code": codes}, _from_codes(run.task)
+            request, sample = {"code": codes}, assess.from_codes(run.task)
         sample = jax.jit(sample)
         for start in range(0, COUNT.value, BATCH):
             rows = np.minimum(np.arange(start, start + min(BATCH, COUNT.value)), COUNT.value - 1)
@@ -105,38 +105,14 @@ def _class_codes(run, number: int, interrupted):
     """Codes [count, d] from one class's part of the aggregate posterior of the training split; None if interrupted. Raises UserError."""
     import numpy as np
 
-    from vae_jax import evaluate, session
+    from vae_jax import assess
     from vae_jax.latents import classes
 
     if run.task.encode is None or run.task.decode is None:
         raise UserError(f"--label: the task {run.config.task!r} has no codes of its classes.")
-    try:
-        source = session.sources(run, ("train",))["train"]
-    except UserError as error:
-        raise UserError(f"--label needs the data this run was trained on, whose codes say where the class lies. {error}") from None
-    if source.split.digest != run.spec.digest:
-        raise UserError(f"--label needs the data this run was trained on, and {run.config.data.dir} holds other data now.")
-
-    def encode(params, variables, batch):
-        code = run.task.encode(params, variables, batch)
-        return {name: code[name] for name in ("mean", "logvar") if name in code} | {"label": batch["label"]}
-
-    rows = evaluate.collect(encode, run.params, run.variables, source, run.mesh, run.config.eval.batch, interrupted=interrupted)
-    if rows is None:
+    fitted = assess.class_gaussians(run, interrupted)
+    if fitted is None:
         return None
-    own = rows["label"] == number
-    if not own.any():
+    if number not in fitted.label:
         raise UserError(f"--label={LABEL.value}: the training split has no example of this class.")
-    fitted = classes.fit(rows["mean"][own], rows["logvar"][own] if "logvar" in rows else None, rows["label"][own])
     return classes.draw(fitted, number, COUNT.value, SPREAD.value, TEMPERATURE.value, SEED.value).astype(np.float32)
-
-
-def _from_codes(task):
-    """Like the task's `sample`, from codes that are given."""
-
-    def sample(params, variables, key, request):
-        made = task.decode(params, variables, request["code"], None)
-        found = {"image/mean": made["image"]}
-        return found | ({"audio/mean": task.front.sound(made["image"], made.get("level"), key)} if task.front.kind == "audio" else {})
-
-    return sample
