@@ -20,5 +20,5 @@ def get_config(variant: str = "plain") -> Config:
         data=Data(dir="datasets/mnist_static", train="train[:50000]", validation="train[50000:]", batch=128),
         optim=Optim(lr=1e-3, clip=10.0),
         eval=Eval(every=250, examples=2000),
-        run=Run(steps=2500 if variant == "annealed" else 1500, log_every=100, save_every=500),
+        run=Run(steps=1500 if variant == "freebits" else 2500, log_every=100, save_every=500),
     )

@@ -2,6 +2,7 @@
 
     python -m vae_jax train --config=experiments/fsdd.py --workdir=runs/fsdd
     python -m vae_jax train --config=experiments/fsdd.py:mixture --workdir=runs/fsdd_mixture --config.seed=1
+    python -m vae_jax train --config=experiments/fsdd.py --workdir=runs/fsdd_beta4 --config.model.beta=4      and 16, 64: the sweep of S4
 
 Data: python -m data_prep.speech --source=recordings.zip --out=datasets/fsdd --rate=8000 --seconds=0.74
       with --rate=22050 into datasets/fsdd_faithful for `faithful`
@@ -24,10 +25,12 @@ VARIANTS = {
 def get_config(variant: str = "native") -> Config:
     if variant not in VARIANTS:
         raise UserError(f"experiments/fsdd.py has no variant {variant!r}; it has {', '.join(VARIANTS)}.")
-    model = vae.Model(family="conv", hidden=(32, 64, 128, 128), latent=128, likelihood="gaussian", squash=True, sigma=0.05, **VARIANTS[variant])
+    # Small convolutions beside a linear path: four times the channels took twice the time and overfitted
+    model = vae.Model(family="conv", hidden=(8, 16, 32, 64), latent=128, shortcut=True, likelihood="gaussian", squash=True, sigma=0.02,
+                      **VARIANTS[variant])
     return Config(
         name=f"fsdd-{variant}", model=model,
         data=Data(dir="datasets/fsdd_faithful" if variant == "faithful" else "datasets/fsdd", batch=64),
-        optim=Optim(lr=1e-3, schedule="cosine", warmup_steps=200, ema=0.999, clip=1000.0),
-        eval=Eval(every=500, batch=100), run=Run(steps=4000, log_every=100, save_every=1000),
+        optim=Optim(lr=2e-3, schedule="cosine", warmup_steps=200, weight_decay=0.3, ema=0.999, clip=1000.0),
+        eval=Eval(every=500, batch=100), run=Run(steps=3000, log_every=100, save_every=1000),
     )

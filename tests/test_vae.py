@@ -15,7 +15,7 @@ from vae_jax.models import vae as vae_models
 from vae_jax.tasks import vae
 
 VARIANTS = {
-    "dense": {}, "conv": dict(family="conv", hidden=(4, 8)), "lstm": dict(family="lstm", hidden=(8,)),
+    "dense": {}, "conv": dict(family="conv", hidden=(4, 8), shortcut=True), "lstm": dict(family="lstm", hidden=(8,)),
     "rows": dict(family="lstm", hidden=(8,), autoregressive=True), "label": dict(condition="label"), "gated": dict(activation="gated", binarize=True),
     "full": dict(prior="mixture", covariance="full"), "vamp": dict(prior="vamp", components=3), "sigma": dict(likelihood="gaussian"),
     "logistic": dict(likelihood="logistic_mixture", mixtures=2), "continuous": dict(likelihood="continuous_bernoulli"), "plain": dict(variational=False),
@@ -157,7 +157,7 @@ GOLDEN = {"loss": 45.438717, "kl": 0.05499268, "reconstruction": 45.383728, "gra
 
 @pytest.mark.parametrize("model, sentence", [
     (dict(family="conv", hidden=(4, 4, 4, 4)), "multiple of 16"), (dict(likelihood="poisson"), "poisson"), (dict(prior="flow"), "flow"),
-    (dict(autoregressive=True), "lstm"), (dict(warmup="linear"), "warmup_steps"), (dict(condition="label", prior="vamp"), "vamp"),
+    (dict(autoregressive=True), "lstm"), (dict(shortcut=True), "conv"), (dict(warmup="linear"), "warmup_steps"), (dict(condition="label", prior="vamp"), "vamp"),
     (dict(activation="gated", family="conv"), "activation"), (dict(free_bits_dimension=1.0, free_bits_example=1.0), "Free bits")])
 def test_settings_that_do_not_fit_are_one_sentence(folder, model, sentence):
     with pytest.raises(UserError, match=sentence):

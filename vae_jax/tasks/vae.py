@@ -234,6 +234,8 @@ def _check(config: Config, spec, front: fronts.Front) -> tuple[str, ...]:
     if m.family == "conv" and (shape[0] % step or shape[1] % step):
         raise UserError(f"{len(m.hidden)} stride-2 layers need a picture size that is a multiple of {step}, but {config.data.dir} has "
                         f"{shape[0]} x {shape[1]}; prepare it with another --size, or give fewer config.model.hidden.")
+    if m.shortcut and m.family != "conv":
+        raise UserError("config.model.shortcut=True goes beside convolutions; set config.model.family='conv'.")
     if m.autoregressive and m.family != "lstm":
         raise UserError("config.model.autoregressive=True is the LSTM decoder's; set config.model.family='lstm'.")
     if m.free_bits_dimension and (m.prior == "vamp" or m.prior == "mixture" and m.components > 1):
