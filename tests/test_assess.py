@@ -63,7 +63,7 @@ def test_agreement_of_a_judge_with_the_class_that_was_asked_for(tmp_path, monkey
         n = len(request["temperature"])
         return {"image/mean": decode(params, variables, jnp.where(jnp.arange(n)[:, None] % 4 == 0, jnp.eye(2)[0], jnp.eye(2)[1]), None)["image"]}
 
-    front = types.SimpleNamespace(kind="image")
+    front = types.SimpleNamespace(kind="image", shape=(8, 8, 1))
     task = types.SimpleNamespace(encode=lambda p, v, b: {"mean": halves(b), "logvar": jnp.full((len(b["image"]), 2), -30.0)}, decode=decode,
                                  sample=sample, condition=None, front=front)
     run = types.SimpleNamespace(config=config, spec=spec, task=task, params={}, variables={}, mesh=meshes.make(1), workdir=tmp_path)
@@ -73,8 +73,12 @@ def test_agreement_of_a_judge_with_the_class_that_was_asked_for(tmp_path, monkey
             encode=lambda p, v, b: {"logits": 100.0 * (halves(b) - halves(b)[:, ::-1])}, summary=lambda s, q, n: {k: v / n for k, v in s.items()},
             metrics=lambda p, v, b, k: {"accuracy": (jnp.argmax(halves(b), -1) == b["label"]).astype(jnp.float32)}))
     monkeypatch.setattr(assess.session, "open_run", lambda folder: judge)
-    found = assess.judged(run, "judge")
+    found = assess.judged(run, "judge", {role: data.Source(folder, role) for role in ("train", "test")})
     assert found["judge/accuracy"] == 1 and found["judge/classes"] == 2 and found["judge/confidence_0.9"] == 1
     assert found["judge/class_agreement"] == 1 and found["judge/class_agreement_least"] == 1  # the halves of a class differ by 120 / 255, the noise is little
+    real = data.Source(folder, "test").read(np.arange(8))["image"].reshape(8, -1) / 255
+    apart = np.sqrt(((real[:, None] - real) ** 2).mean(-1))[~np.eye(8, dtype=bool)]
+    assert found["judge/diversity"] * apart.mean() == pytest.approx(2 * 0.25 * 0.75, rel=0.25)  # a quarter of the samples is one picture; 8 real ones
+    assert found["judge/nearest"] > 1.5  # samples are black and white where training pictures are grey
     expected = scipy.stats.norm.cdf(120 / 255 / (0.5 * 2**0.5))
     assert found["judge/class_spread0.5_agreement"] == pytest.approx(expected, abs=0.04)  # 2,000 draws: 4 standard errors

@@ -32,6 +32,12 @@ def test_a_table_by_setting_with_seeds_averaged(tmp_path):
     assert Image.open(tmp_path / "out" / "rate.png").size[0] > 500
 
 
+def test_a_run_given_twice_is_no_second_seed(tmp_path):
+    run = run_of(tmp_path / "one", 0, 0.1, {"eval/test/loss": 1.0})
+    found = launch.run("compare", f"--runs={run},{run}", f"--out={tmp_path / 'out'}")
+    assert found.returncode == 2 and "same experiment with the same seed" in found.stderr
+
+
 def test_a_run_without_figures_is_named(tmp_path):
     runs = [run_of(tmp_path / "one", 0, 0.1, {"eval/test/loss": 1.0}), run_of(tmp_path / "two", 0, 0.2, None)]
     found = launch.run("compare", f"--runs={','.join(runs)}", f"--out={tmp_path / 'out'}")

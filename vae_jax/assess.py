@@ -8,14 +8,20 @@ import time
 
 import jax
 import numpy as np
+import soxr
 
 from vae_jax import data as datas
-from vae_jax import evaluate, session
+from vae_jax import evaluate, fronts, session
 from vae_jax.config import UserError
+from vae_jax.dsp import stft
 from vae_jax.latents import classes, pca, probes, statistics
 from vae_jax.media import measures as picture_measures
+from vae_jax.models import priors
 
 ENCODED = 10_000  # examples of a split that are encoded for information, factors and baselines
+BASELINE_BYTES = 1 << 30  # of their pictures
+COMPARED = 500  # samples, and held-out examples, whose nearest training example is looked for
+HEARD, HEARD_RATE = 300, 8000  # held-out sounds that are made into waves again, and the rate, in Hz, at which these are compared
 NARROWER = (16, 32, 64)  # widths of linear baselines, where the code is wider
 BASELINE = 60_000  # training examples that linear baselines are fitted on
 JUDGED, JUDGED_BATCH = 2_000, 250  # prior samples shown to a judge, and at once
@@ -28,9 +34,12 @@ def assess(run: session.Session, measures=(), measure_batch: int = 100, judge: s
     found = splits(run, sources, interrupted)
     if found is None:
         return None
-    found |= codes_and_pictures(run, sources)
+    found |= codes_and_pictures(run, sources) | resynthesised(run, sources)
     if judge:
-        found |= judged(run, judge)
+        verdict = judged(run, judge, sources, interrupted)
+        if verdict is None:
+            return None
+        found |= verdict
     for name, amount in measures:
         if "test" not in sources:
             raise UserError(f"{run.workdir} has no test split (config.data.test is empty), so {name!r} cannot be measured.")
@@ -83,19 +92,22 @@ def codes_and_pictures(run, sources: dict) -> dict:
         return {**code, "made": made["image"], "image": run.task.front.analyse(batch)}
 
     held = evaluate.collect(rebuild, run.params, run.variables, sources["test"], run.mesh, run.config.eval.batch, ENCODED)
-    width = held["mean"].shape[1]
-    train = session.seen(run, sources["train"], BASELINE)
-    linear, shape = pca.fit(train, width), held["image"].shape
-    made = {"model": held["made"], "mean_picture": np.broadcast_to(linear.mean.reshape(shape[1:]), shape)}
-    for kept in [k for k in NARROWER if k < width] + [width]:
-        made[f"pca_{kept}"] = pca.reconstruct(linear, pca.project(linear, held["image"], kept)).reshape(shape)
-    found = {}
-    for name, pictures in made.items():
-        found[f"eval/test/{name}_mse"] = mse = picture_measures.mse(held["image"], pictures).mean()
-        if run.task.front.kind == "audio":
-            found[f"eval/test/{name}_rmse_db"] = run.task.front.range_db * math.sqrt(mse)
-        else:
-            found[f"eval/test/{name}_iou"] = picture_measures.iou(held["image"], pictures).mean()
+    width, sound = held["mean"].shape[1], run.task.front.kind == "audio"
+    linear = pca.fit(session.seen(run, sources["train"], baseline(run)), width)
+    squared = {f"pca_{k}": pca.errors(linear, held["image"], k) for k in (*(k for k in NARROWER if k < width), width)}
+    squared |= {"model": picture_measures.mse(held["image"], held["made"]), "mean_picture": pca.errors(linear, held["image"], 0)}
+    found = {f"eval/test/{name}_mse": values.mean() for name, values in squared.items()}
+    if sound:
+        found |= {f"eval/test/{name}_rmse_db": run.task.front.range_db * math.sqrt(values.mean()) for name, values in squared.items()}
+    else:
+        shape = held["image"].shape
+        overlaps = {"model": held["made"], f"pca_{width}": pca.reconstruct(linear, pca.project(linear, held["image"])).reshape(shape),
+                    "mean_picture": np.broadcast_to(linear.mean.reshape(shape[1:]), shape)}
+        found |= {f"eval/test/{name}_iou": picture_measures.iou(held["image"], pictures).mean() for name, pictures in overlaps.items()}
+    prior = mixture(run)
+    if prior is not None:
+        share = priors.shares(prior, statistics.draw(held["mean"], held["logvar"]) if "logvar" in held else held["mean"])
+        found |= {"eval/test/components_used": (share > priors.USED).sum(), "eval/test/components_least_share": share.min()}
     if "logvar" in held:
         information, error = statistics.mutual_information(held["mean"], held["logvar"])
         found |= {"eval/test/mutual_information": information, "eval/test/mutual_information_error": error,
@@ -103,6 +115,44 @@ def codes_and_pictures(run, sources: dict) -> dict:
         moments = statistics.moments(statistics.draw(held["mean"], held["logvar"]))
         found |= {f"eval/test/aggregate_{name}/{i:03d}": v for name, values in moments.items() for i, v in enumerate(values)}
     return {k: float(v) for k, v in (found | _followed(run, sources)).items()}
+
+
+def baseline(run) -> int:
+    """How many training examples linear baselines are fitted on: BASELINE, fewer where they would not fit in BASELINE_BYTES."""
+    return max(2, min(BASELINE, BASELINE_BYTES // (4 * math.prod(run.task.front.shape))))
+
+
+def mixture(run):
+    """The run's prior where it is a mixture (models.priors), else None."""
+    m = run.config.model
+    if getattr(m, "prior", "") != "mixture":
+        return None
+    return priors.get(m.prior, m.latent, m.components, m.covariance).dist(run.params["prior"])
+
+
+def resynthesised(run, sources: dict) -> dict:
+    """How far held-out sounds are, as heard, from what the vocoder alone and model and vocoder make of them: log-spectral RMSE in dB at one rate
+    and with one window whatever the front, so that fronts can be compared. 80 dB below each recording's peak is the floor."""
+    front = run.task.front
+    if front.kind != "audio" or run.task.decode is None or "test" not in sources:
+        return {}
+
+    def hear(params, variables, batch):
+        made = run.task.decode(params, variables, run.task.encode(params, variables, batch)["mean"], run.task.condition and run.task.condition(batch))
+        level, key = front.level and front.level(batch), jax.random.key(0)
+        return {"original": fronts.wave(batch), "vocoder": front.sound(front.analyse(batch), level, key),
+                "heard": front.sound(made["image"], made.get("level"), key)}
+
+    rows = evaluate.collect(hear, run.params, run.variables, sources["test"], run.mesh, min(50, run.config.eval.batch), HEARD)
+    spectra = {}
+    for name, waves in rows.items():
+        if front.rate != HEARD_RATE:
+            waves = np.stack([soxr.resample(np.asarray(w, np.float32), front.rate, HEARD_RATE) for w in waves])
+        spectra[name] = np.asarray(stft.to_db(stft.magnitude(stft.stft(waves, 256, 64)) / stft.full_scale(256), -200.0))
+    floor = spectra["original"].max((1, 2), keepdims=True) - 80.0
+    limited = {name: np.maximum(db, floor) for name, db in spectra.items()}
+    return {f"eval/test/{name}_rmse_db": float(np.sqrt(((limited[name] - limited["original"]) ** 2).mean((1, 2))).mean())
+            for name in ("vocoder", "heard")}
 
 
 def _factors(run) -> list[str]:
@@ -123,7 +173,7 @@ def _followed(run, sources) -> dict:
             continue
         rows = evaluate.collect(lambda p, v, b: {"mean": run.task.encode(p, v, b)["mean"], **{k: b[k] for k in names}},
                                 run.params, run.variables, source, run.mesh, run.config.eval.batch, ENCODED)
-        kept = source.split.read(np.arange(len(rows["mean"])), ["group", "source"])
+        kept = source.split.read(datas.spaced(len(source), ENCODED), ["group", "source"])
         groups, origins = np.asarray(kept["group"]), np.asarray(kept["source"])
         distinct = np.unique(groups)
         fit = np.isin(groups, distinct[: max(1, int(0.8 * len(distinct)))])
@@ -142,51 +192,71 @@ def _followed(run, sources) -> dict:
     return {}
 
 
-def judged(run, judge: str) -> dict:
+def judged(run, judge: str, sources: dict, interrupted=lambda: False) -> dict | None:
     """What a classifier trained on real data says of prior samples: classes present, confidence and its histogram; its own held-out accuracy; and
-    how often it agrees with the class that was asked for: of a conditional model, or by the Gaussians of each class's training codes."""
+    how often it agrees with the class that was asked for: of a conditional model, or by the Gaussians of each class's training codes. Beside it,
+    over the samples' pictures: distance to the nearest training picture and diversity, both over those of held-out pictures. None if interrupted."""
     other = session.open_run(judge)
     if other.config.task != "classifier":
         raise UserError(f"{judge} is no classifier (its task is {other.config.task!r}); train experiments/judge.py.")
     if run.task.sample is None:
         raise UserError(f"the task {run.config.task!r} has no samples for a judge to look at.")
     kind, labels = run.task.front.kind, run.spec.fields["label"].labels if "label" in run.spec.fields else ()
-    if not other.config.data.test or kind not in other.spec.fields or other.spec.fields[kind].shape != run.spec.fields[kind].shape:
-        raise UserError(f"{judge} cannot judge this run: it needs a test split, and {kind} of the same shape as this run's.")
+    if (not other.config.data.test or kind not in other.spec.fields or other.spec.fields[kind].shape != run.spec.fields[kind].shape
+            or other.spec.facts.get("rate") != run.spec.facts.get("rate")):
+        raise UserError(f"{judge} cannot judge this run: it needs a test split, and {kind} of the same shape and sample rate as this run's.")
     request = {"temperature": np.ones(JUDGED, np.float32)}
     if run.task.condition:
         request["label"] = (np.arange(JUDGED) % len(labels)).astype(np.int32)
-    chance = _verdicts(run, other, run.task.sample, request)
+    answer = _verdicts(run, other, run.task.sample, request, interrupted)
+    own = splits(other, session.sources(other, ("test",)), interrupted)
+    if answer is None or own is None:
+        return None
+    chance, pictures = answer
     share, sure = np.bincount(chance.argmax(-1), minlength=chance.shape[-1]) / JUDGED, chance.max(-1)
-    accuracy = splits(other, session.sources(other, ("test",)))["eval/test/accuracy"]
-    found = {"judge/classes": int((share >= PRESENT).sum()), "judge/confidence": float(sure.mean()), "judge/accuracy": accuracy}
+    found = {"judge/classes": int((share >= PRESENT).sum()), "judge/confidence": float(sure.mean()), "judge/accuracy": own["eval/test/accuracy"]}
     found |= {f"judge/confidence_{i / 10:.1f}": float(n) / JUDGED for i, n in enumerate(np.histogram(sure, 10, (0, 1))[0])}
+    if "test" in sources:
+        among, real = session.seen(run, sources["train"], baseline(run)), session.seen(run, sources["test"], COMPARED)
+        far, real_far = (float(np.median(picture_measures.nearest(x, among)[0])) for x in (pictures[:COMPARED], real))
+        found |= {"judge/nearest": far / real_far, "judge/diversity": picture_measures.diversity(pictures) / picture_measures.diversity(real)}
     if run.task.condition:
-        found["judge/agreement"] = float(np.mean(chance.argmax(-1) == request["label"]))
-    elif run.task.encode and run.task.decode and labels == other.spec.fields["label"].labels and other.config.model.label == "label":
-        gaussians = class_gaussians(run)
-        asked = np.repeat(gaussians.label, JUDGED // len(gaussians.label))
-        for name, spread in (("", None), ("_spread0.5", 0.5)):
-            codes = np.concatenate([classes.draw(gaussians, c, JUDGED // len(gaussians.label), spread) for c in gaussians.label]).astype(np.float32)
-            agreed = _verdicts(run, other, from_codes(run.task), {"code": codes}).argmax(-1) == asked
-            by_class = [float(agreed[asked == c].mean()) for c in gaussians.label]
-            found |= {f"judge/class{name}_agreement": float(agreed.mean()), f"judge/class{name}_agreement_least": min(by_class)}
+        return found | {"judge/agreement": float(np.mean(chance.argmax(-1) == request["label"]))}
+    if not (run.task.encode and run.task.decode and other.config.model.label == "label" and labels == other.spec.fields["label"].labels):
+        return found
+    gaussians = class_gaussians(run, interrupted)
+    if gaussians is None:
+        return None
+    each = JUDGED // len(gaussians.label)
+    asked = np.repeat(gaussians.label, each)
+    for name, spread in (("", None), ("_spread0.5", 0.5)):
+        codes = np.concatenate([classes.draw(gaussians, c, each, spread) for c in gaussians.label]).astype(np.float32)
+        answer = _verdicts(run, other, from_codes(run.task), {"code": codes}, interrupted)
+        if answer is None:
+            return None
+        agreed = answer[0].argmax(-1) == asked
+        found |= {f"judge/class{name}_agreement": float(agreed.mean()),
+                  f"judge/class{name}_agreement_least": min(float(agreed[asked == c].mean()) for c in gaussians.label)}
     return found
 
 
-def _verdicts(run, other, sample, request) -> np.ndarray:
-    """A judge's probabilities [n, classes] of what `sample`, a `Task.sample`, makes."""
+def _verdicts(run, other, sample, request, interrupted):
+    """A judge's probabilities [n, classes] of what `sample`, a `Task.sample`, makes, and its pictures; None if interrupted."""
     kind = run.task.front.kind
 
     @jax.jit
     def verdict(weights, own, key, request):
-        made = sample(*weights, key, request)[f"{kind}/mean"]
-        rows = {kind: made if kind == "image" else made[..., None]}  # a judge of sounds hears the wave, not the spectrogram it was made from
-        return jax.nn.softmax(other.task.encode(*own, rows)["logits"])
+        made = sample(*weights, key, request)
+        rows = {kind: made["image/mean"] if kind == "image" else made["audio/mean"][..., None]}  # a judge of sounds hears the wave
+        return jax.nn.softmax(other.task.encode(*own, rows)["logits"]), made["image/mean"]
 
-    n, key = len(jax.tree.leaves(request)[0]), jax.random.key(run.config.seed + 3)
-    parts = [{k: v[i:i + JUDGED_BATCH] for k, v in request.items()} for i in range(0, n, JUDGED_BATCH)]
-    return np.concatenate([np.asarray(verdict((run.params, run.variables), (other.params, other.variables), jax.random.fold_in(key, i), part)) for i, part in enumerate(parts)])
+    n, key, found = len(jax.tree.leaves(request)[0]), jax.random.key(run.config.seed + 3), []
+    for i, start in enumerate(range(0, n, JUDGED_BATCH)):
+        part = {k: v[start:start + JUDGED_BATCH] for k, v in request.items()}
+        found.append(jax.device_get(verdict((run.params, run.variables), (other.params, other.variables), jax.random.fold_in(key, i), part)))
+        if interrupted():
+            return None
+    return tuple(np.concatenate(parts) for parts in zip(*found))
 
 
 def class_gaussians(run, interrupted=lambda: False) -> classes.Classes | None:

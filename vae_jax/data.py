@@ -72,19 +72,25 @@ def _resident(source, mesh):
     return lambda rows: gather(arrays, jax.device_put(rows.astype(np.int32), meshes.batched(mesh)))
 
 
+def spaced(n: int, limit: int) -> np.ndarray:
+    """At most `limit` of n rows (0 = all), evenly spaced: a split may be stored class by class."""
+    kept = min(n, limit or n)
+    return np.arange(kept) * n // max(kept, 1)
+
+
 def eval_batches(source: Source, mesh, batch: int, examples: int = 0) -> Iterator[tuple[dict, int]]:
-    """(global batch, how many rows count) over the first `examples` rows (0 = all) in order.
+    """(global batch, how many rows count) over `spaced(n, examples)` in order.
 
     The last batch is padded with its first row and `mask` [batch] float32 is 0 there; every process runs the same number.
     """
-    n = min(len(source), examples or len(source))
-    own = meshes.own_rows(batch)
+    chosen, own = spaced(len(source), examples), meshes.own_rows(batch)
+    n = len(chosen)
 
     def batches():
         for start in range(0, n, batch):
             rows = np.arange(start, start + batch)
             mask = (rows < n).astype(np.float32)
-            fields = source.read(np.where(rows < n, rows, start)[own])
+            fields = source.read(chosen[np.where(rows < n, rows, start)[own]])
             yield meshes.to_global(mesh, fields | {"mask": mask[own]}), int(mask.sum())
 
     return _prefetch(batches(), 2)

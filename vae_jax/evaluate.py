@@ -42,7 +42,10 @@ def evaluate(sums_fn, summary, params, variables, source, mesh, batch: int, key,
 
 
 def collect(fn, params, variables, source, mesh, batch: int, examples: int = 0, interrupted=lambda: False) -> dict[str, np.ndarray] | None:
-    """Rows {name: [n, ...]} of fn(params, variables, global batch) over a split, in data order, on every process; None if interrupted."""
+    """Rows {name: [n, ...]} of fn(params, variables, global batch) over a split, in data order, on every process; None if interrupted.
+
+    examples: at most so many, evenly spaced (`data.spaced`); 0 = all.
+    """
     fn, parts, batch = jax.jit(fn, out_shardings=meshes.replicated(mesh)), [], meshes.round_up(mesh, batch)
     for rows, valid in datas.eval_batches(source, mesh, batch, examples):
         parts.append(jax.tree.map(lambda a: np.asarray(a)[:valid], fn(params, variables, rows)))

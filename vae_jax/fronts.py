@@ -89,7 +89,8 @@ def _spectrogram(spec, s: Sound, multiple: int) -> Front:
 
     def analyse(batch):
         db_btf = decibels(batch)
-        low = jnp.max(db_btf, (1, 2), keepdims=True) - s.range_db if s.normalise == "peak" else black
+        # A clip quieter than black has no white of its own: it is black, as `level` says
+        low = jnp.maximum(jnp.max(db_btf, (1, 2), keepdims=True), black) - s.range_db if s.normalise == "peak" else black
         return jnp.swapaxes(jnp.clip(_share(db_btf, low, s.range_db), 0.0, 1.0), 1, 2)[..., None]
 
     def sound(x, level_b, key):

@@ -132,9 +132,9 @@ def sources(run: Session, roles=("train", "validation", "test")) -> dict:
 
 
 def seen(run: Session, source: datas.Source, examples: int, batch: int = 500) -> np.ndarray:
-    """What the model sees of the first `examples` rows of a split: stored pictures as they are, else the front's [n, h, w, c]."""
+    """What the model sees of at most `examples` evenly spaced rows of a split: stored pictures as they are, else the front's [n, h, w, c]."""
     if run.task.front.kind == "image":
-        return source.read(np.arange(min(len(source), examples)))["image"]
+        return source.read(datas.spaced(len(source), examples))["image"]
     analyse = lambda params, variables, rows: run.task.front.analyse(rows)
     return evaluate.collect(analyse, {}, {}, source, run.mesh, batch, examples)
 

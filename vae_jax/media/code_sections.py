@@ -68,15 +68,14 @@ def mixture(run):
     if run.mixture is None:
         return None
     weight, _, _ = map(np.asarray, priors.components(run.mixture))
-    z = run.held.mean if run.held.logvar is None else statistics.draw(run.held.mean, run.held.logvar)
-    share = np.concatenate([priors.responsibilities(run.mixture, z[i:i + 1000].astype(np.float32)) for i in range(0, len(z), 1000)]).mean(0)
+    share = priors.shares(run.mixture, run.held.mean if run.held.logvar is None else statistics.draw(run.held.mean, run.held.logvar))
     shown = np.argsort(-share, kind="stable")[:COMPONENTS]
     each = 10 if run.audio is None else 20  # spectrograms are tall
     code = priors.draw(run.mixture, jax.random.key(0), shown.repeat(each))
     decoded = run.decode(np.asarray(code), first_condition(run, each * len(shown)))
     drawn = sheet(run, "components", run.show(decoded), each, 0, "Decoded draws from each component of the prior, one row a component")
     rows = "; ".join(f"{k + 1}: weight {weight[k]:.3f}, share {share[k]:.3f}" for k in shown)
-    used = share > 0.01
+    used = share > priors.USED
     bars = chart(run, "shares", lambda theme: figures.bars(share, used, "share of held-out codes", "component, most used first",
                                                            ("used", "at most 1 %"), theme), "How much of the held-out codes each component explains")
     numbers = (("components used", f"{used.sum()} of {len(share)}", "that explain more than 1 % of the held-out codes"),

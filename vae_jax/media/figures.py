@@ -233,13 +233,16 @@ def fidelity(curves: dict, marks=(0.8, 0.9, 0.95, 0.99), theme: Theme = LIGHT) -
 
 
 def rates(points: dict, theme: Theme = LIGHT) -> bytes:
-    """Rate against distortion: {name: (KL in nats [seeds], squared error [seeds])}, a point a seed, a line through the means by rate."""
+    """Rate against distortion: {name: (KL in nats [seeds], squared error [seeds])}, a point a seed, bars of one standard deviation over seeds."""
     with _style(theme):
         figure, axes = _figure(7.0, 4.2)
         ax, order = axes[0, 0], sorted(points, key=lambda name: np.mean(points[name][0]))
         ax.plot([np.mean(points[n][0]) for n in order], [np.mean(points[n][1]) for n in order], color=theme.rule, linewidth=1.2)
         for colour, name in zip(class_colours(len(points)), points):
             ax.plot(*points[name], linestyle="", marker="o", markersize=5, color=colour, label=class_name((name,), 0, 60))
+            if len(points[name][0]) > 1:
+                (x, y), (dx, dy) = ((f(v) for v in points[name]) for f in (np.mean, lambda v: np.std(v, ddof=1)))
+                ax.errorbar(x, y, dy, dx, color=colour, linewidth=1.0, capsize=2)
         ax.set_xlabel("rate: KL, nats")
         ax.set_ylabel("distortion: mean squared error")
         ax.legend(loc="best")

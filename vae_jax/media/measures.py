@@ -1,4 +1,4 @@
-"""Numbers that stand beside pictures: overlap, sharpness, distance to the nearest training picture.
+"""Numbers that stand beside pictures: overlap, sharpness, diversity, distance to the nearest training picture.
 
 Pictures are [n, h, w, c], uint8 or floats in 0..1; distances are root mean squares over pixel values, in units of black to white.
 """
@@ -32,6 +32,12 @@ def sharpness(images_nhwc) -> np.ndarray:
     x = unit(images_nhwc).mean(-1)
     laplacian = x[:, 2:, 1:-1] + x[:, :-2, 1:-1] + x[:, 1:-1, 2:] + x[:, 1:-1, :-2] - 4 * x[:, 1:-1, 1:-1]
     return laplacian.reshape(len(x), -1).var(1, dtype=np.float64)
+
+
+def diversity(images_nhwc) -> float:
+    """Mean distance of two of the pictures, over neighbours in a fixed random order."""
+    flat = unit(images_nhwc).reshape(len(images_nhwc), -1)[np.random.default_rng(0).permutation(len(images_nhwc))]
+    return float(np.sqrt(((flat - np.roll(flat, 1, 0)) ** 2).mean(1)).mean())
 
 
 def nearest(images_nhwc, among_mhwc) -> tuple[np.ndarray, np.ndarray]:

@@ -128,7 +128,7 @@ def samples(run):
         (f"nearest training {run.noun}", float(np.median(far)), f"median, RMS over pixels; real held-out {run.noun}s {np.median(real_far):.3g}"),
         ("closest of all", float(far.min()), "0 would be a copy"),
         ("sharpness", ratio(measures.sharpness(shown), measures.sharpness(real)), f"Laplacian variance over that of real {run.noun}s"),
-        ("diversity", _diversity(shown) / max(_diversity(real), 1e-12), f"mean distance of two samples over that of two real {run.noun}s"),
+        ("diversity", measures.diversity(shown) / max(measures.diversity(real), 1e-12), f"mean distance of two samples over that of two real {run.noun}s"),
     )
     text = f"New {run.noun}s: codes drawn from the prior, then decoded; none chosen by hand."
     text += " One row a class, asked for by its label." if conditional else ""
@@ -234,12 +234,6 @@ def counted(number, noun):
 
 def ratio(values, reference):
     return float(np.mean(values) / max(np.mean(reference), 1e-12))
-
-
-def _diversity(pictures):
-    """Mean RMS distance of two of the pictures, over neighbours in a fixed random order."""
-    flat = measures.unit(pictures).reshape(len(pictures), -1)[np.random.default_rng(0).permutation(len(pictures))]
-    return float(np.sqrt(((flat - np.roll(flat, 1, 0)) ** 2).mean(1)).mean())
 
 
 def _pairs(side, count=64):

@@ -14,14 +14,15 @@ from PIL import Image, ImageDraw, ImageFont
 from vae_jax.media import images
 
 PEAK = 0.9  # of full scale: the loudest sample of a set of files
+MAX_GAIN = 100.0  # 40 dB: what fainter sets hold is the rounding of 16 bits or a model's rest, which would be heard as noise at full scale
 COLOURS = np.round(255 * matplotlib.colormaps["magma"](np.arange(256))[:, :3]).astype(np.uint8)  # even steps for the eye, in grey print too
 FADE_SECONDS = 0.05  # of the passage from one resynthesised stretch of a long sound to the next
 
 
 def gain(*sets) -> float:
-    """The one factor that brings the loudest sample of all these waves to PEAK; 1 for silence. Sounds to be compared share it."""
+    """The one factor that brings the loudest sample of all these waves to PEAK, at most MAX_GAIN; 1 for silence. Sounds to be compared share it."""
     loudest = max(float(np.abs(np.nan_to_num(waves)).max(initial=0.0)) for waves in sets)
-    return PEAK / loudest if loudest > 0 else 1.0
+    return min(PEAK / loudest, MAX_GAIN) if loudest > 0 else 1.0
 
 
 def wav(wave_n, rate: int, factor: float = 1.0) -> bytes:

@@ -1,7 +1,7 @@
 """Priors p(z) over codes of d dimensions: standard normal, learned mixture of Gaussians, VampPrior. All densities in nats.
 
 A `Prior` (from `get`) makes parameters once and a distribution once per step or evaluation; the distribution is a pytree of arrays that
-the functions below take: log_prob, sample, draw, responsibilities, components, kl. z may have leading axes: [..., d].
+the functions below take: log_prob, sample, draw, responsibilities, shares, components, kl. z may have leading axes: [..., d].
 """
 
 import math
@@ -9,11 +9,13 @@ from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vae_jax.config import UserError
 from vae_jax.losses import divergences
 
 HIGHEST = jax.lax.Precision.HIGHEST  # an accelerator's short-mantissa products would drown the differences taken below
+USED = 0.01  # mean responsibility for held-out codes above which a component counts as used
 MIN_SCALE = 1e-4  # smallest standard deviation, or diagonal entry of a Cholesky factor
 
 
@@ -111,6 +113,12 @@ def responsibilities(dist, z):
     if isinstance(dist, Standard):
         return jnp.ones((*z.shape[:-1], 1))
     return jax.nn.softmax(_joint(dist, z), -1)
+
+
+def shares(dist, z_nd, chunk: int = 1000) -> np.ndarray:
+    """Mean responsibility [K] of each component for codes [n, d], in chunks so that [n, K, d] is never held."""
+    z = np.asarray(z_nd, np.float32)
+    return np.concatenate([responsibilities(dist, z[i:i + chunk]) for i in range(0, len(z), chunk)]).mean(0)
 
 
 def kl(dist, mean_bd, logvar_bd, z_bd):

@@ -20,8 +20,10 @@ RUNS = flags.DEFINE_list("runs", [], "Run folders, evaluated.")
 OUT = flags.DEFINE_string("out", "", "Folder for table.csv and rate.png.")
 COLUMNS = {  # path in evaluation.json -> title
     "eval/test/loss": "-ELBO", "eval/test/nll": "NLL", "eval/test/reconstruction": "reconstruction", "eval/test/kl": "KL",
-    "eval/test/active_units": "units", "eval/test/model_mse": "MSE", "eval/test/model_rmse_db": "dB", "judge/confidence": "confidence",
-    "judge/classes": "classes", "judge/agreement": "agreement", "judge/diversity": "diversity", "judge/nearest": "nearest"}
+    "eval/test/active_units": "units", "eval/test/components_used": "components", "eval/test/components_least_share": "least share",
+    "eval/test/model_mse": "MSE", "eval/test/model_rmse_db": "dB", "eval/test/heard_rmse_db": "heard dB", "judge/accuracy": "judge",
+    "judge/classes": "classes", "judge/confidence": "confidence", "judge/agreement": "agreement", "judge/class_agreement": "of class",
+    "judge/class_agreement_least": "of worst class", "judge/nearest": "nearest", "judge/diversity": "diversity"}
 RATE, DISTORTION = "eval/test/kl", "eval/test/model_mse"
 
 
@@ -35,10 +37,13 @@ def main(started: float) -> int:
         raise UserError("give two runs or more, and a folder: --runs=runs/a,runs/b --out=runs/compare.")
     stored = [_settings(configs.to_dict(configs.read(path))) for path in RUNS.value]
     varied = [name for name in dict.fromkeys(n for s in stored for n in s) if len({json.dumps(s.get(name)) for s in stored}) > 1]
-    lines = {}
+    lines, seen = {}, {}
     for path, settings in zip(RUNS.value, stored):
         name = " ".join(f"{n.removeprefix('model.')}={settings.get(n)}" for n in varied if n != "seed") or settings["name"] or path
         lines.setdefault(name, []).append(_results(path))
+        if (name, settings["seed"]) in seen:
+            raise UserError(f"{seen[name, settings['seed']]} and {path} are the same experiment with the same seed; give one of them.")
+        seen[name, settings["seed"]] = path
     columns = [c for c in COLUMNS if all(c in results for line in lines.values() for results in line)]
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")

@@ -3,7 +3,8 @@
     python -m vae_jax evaluate --workdir=runs/mnist --measure=nll:5000 --judge=runs/judge
     python -m vae_jax evaluate --workdir=runs/bottles --split=test      another split of the data than the run's own test split
 
-Prints a table and writes WORKDIR/evaluation.json (with --split, evaluation-SPLIT.json).
+Prints a table and writes WORKDIR/evaluation.json (with --split, evaluation-SPLIT.json). Dear figures that an earlier call measured at the same
+checkpoint, such as the likelihood, stay in the file.
 """
 
 import re
@@ -35,9 +36,20 @@ def main(started: float) -> int:
         if "kl_per_dimension/" not in name:
             print(f"{name:42s} {value:14.6g}")
     path = run.workdir / (f"evaluation-{re.sub(r'[^0-9A-Za-z_]+', '_', SPLIT.value)}.json" if SPLIT.value else "evaluation.json")
-    session.write_json(path, {"checkpoint": run.step, "seed": run.config.seed, "results": found})
+    session.write_json(path, {"checkpoint": run.step, "seed": run.config.seed, "judge": JUDGE.value, "results": _before(path, run.step) | found})
     print(path)
     return 0
+
+
+def _before(path, step: int) -> dict:
+    """What the file holds of the same checkpoint."""
+    import json
+
+    try:
+        stored = json.loads(path.read_text())
+        return dict(stored["results"]) if stored["checkpoint"] == step else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _parse(text: str) -> tuple[str, int]:

@@ -19,7 +19,6 @@ def main(started: float) -> int:
 
     from vae_jax import assess, metrics, report, session
     from vae_jax import mesh as meshes
-    from vae_jax.models import priors
 
     run = trained.open_run()
     if run.task.encode is None or run.task.decode is None:
@@ -28,19 +27,16 @@ def main(started: float) -> int:
     held, measured = report.capacity(front.shape, 4 if front.kind == "audio" else 1)
     for role, source in session.sources(run).items():
         rows = np.arange(len(source))
-        if front.kind == "audio" and len(rows) > measured:  # sounds are stored by recording: the first ones alone would be of few classes
+        if len(rows) > measured:  # a split may be stored class by class, and the first ones are what is measured
             rows = np.random.default_rng(0).permutation(len(rows))
-        splits[role] = source.read(rows[:min(assess.BASELINE, held)])
+        splits[role] = source.read(rows[:min(assess.baseline(run), held)])
     device = jax.devices()[0]
     info = {"name": run.config.name or run.config.task, "command": f"python -m vae_jax report --workdir={common.WORKDIR.value}",
             "task": run.config.task, "seed": run.config.seed, "checkpoint": f"step {run.step:,}", "data": run.spec.name,
             "machine": f"{run.mesh.size} x {device.device_kind}, jax {jax.__version__}"}
     names, prior = {name: field.labels for name, field in run.spec.fields.items() if field.labels}, getattr(run.config.model, "prior", "")
-    mixture = None
-    if prior == "mixture":
-        mixture = priors.get(prior, run.config.model.latent, run.config.model.components, run.config.model.covariance).dist(run.params["prior"])
     made = report.build(run.task, run.params, run.variables, splits, metrics.read(run.workdir), info, jax.random.key(run.config.seed + 2),
-                        names, run.task.condition, prior == "standard", frames=_frames(run, splits) if ANIMATE.value else None, mixture=mixture)
+                        names, run.task.condition, prior == "standard", frames=_frames(run, splits) if ANIMATE.value else None, mixture=assess.mixture(run))
     if meshes.is_main():
         print(f"report: {report.write(run.workdir, made)}")
     return 0
