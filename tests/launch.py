@@ -53,12 +53,11 @@ def finish(process, timeout: float = 120) -> tuple[str, str]:
         raise AssertionError(f"still running after {timeout} s\n{out}\n{err}") from None
 
 
-def pair(*args, devices: int = 2, data=(None, None)) -> list[subprocess.Popen]:
-    """The same command in two processes that find each other on this machine; `data`: a data folder of its own for each."""
+def pair(*args, devices: int = 2, own=((), ())) -> list[subprocess.Popen]:
+    """The same command in two processes that find each other on this machine; `own`: flags of its own for each."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    own = [[f"--config.data.dir={folder}"] if folder else [] for folder in data]
     return [start(*args, *own[i], f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process_id={i}", devices=devices) for i in range(2)]
 
 

@@ -58,6 +58,17 @@ def test_signals_save_both_and_one_device_goes_on(setup):
     assert found.returncode == 0 and f"from step {step} " in found.stderr, found.stderr
 
 
+def test_processes_that_differ_leave_before_the_first_step(setup):
+    """Process 1 alone is given another learning rate and other data."""
+    folder, config = setup
+    own = ["--config.optim.lr=1e-3", f"--config.data.dir={toys.pictures(folder / 'other', seed=1)}"]
+    both = launch.pair("train", f"--config={config}", f"--workdir={folder / 'differ'}", own=([], own))
+    for process in both:
+        _, err = launch.finish(process)
+        assert process.returncode == 2 and "process 1 differs from process 0 in config.optim, the data set:" in err, err
+    assert not (folder / "differ" / "config.json").exists()
+
+
 def test_the_loss_of_a_process_ends_the_other_within_the_heartbeat(setup):
     folder, config = setup
     workdir = folder / "lost"
@@ -78,7 +89,8 @@ def test_an_error_in_one_process_ends_both(setup):
     broken = folder / "broken"
     shutil.copytree(folder / "data", broken)
     shard = next(broken.glob("*-train.tfrecord-*"))
-    both = launch.pair("train", f"--config={config}", f"--workdir={folder / 'one_error'}", "--config.data.memory_mb=0", data=(folder / "data", broken))
+    both = launch.pair("train", f"--config={config}", f"--workdir={folder / 'one_error'}", "--config.data.memory_mb=0",
+                       own=([], [f"--config.data.dir={broken}"]))
     launch.wait_for_step(folder / "one_error", 30, both[0])
     with open(shard, "r+b") as file:
         file.seek(shard.stat().st_size // 2)

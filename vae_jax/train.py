@@ -7,11 +7,14 @@ killed at any step and started again by the same command equals an unbroken one 
 import collections
 import copy
 import dataclasses
+import hashlib
+import json
 import sys
 
 import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 
 from vae_jax import checkpoint, evaluate, metrics, optim, records, session, tasks
 from vae_jax import config as configs
@@ -70,6 +73,7 @@ def _train(config: Config, workdir: epath.Path, mesh, clock: metrics.Clock, leav
     held_out = {role: source if role == "train" else datas.Source(config.data.dir, getattr(config.data, role), config.data.memory_mb)
                 for role in config.eval.roles if getattr(config.data, role)}
     task = tasks.get(config, spec)
+    _same_everywhere(config, spec)
     example = session.example(spec, config.data.batch)
     init = jax.jit(lambda b: updates.init_state(task, config, b), out_shardings=meshes.replicated(mesh))
     shapes = jax.eval_shape(init, example)
@@ -183,6 +187,20 @@ def _train(config: Config, workdir: epath.Path, mesh, clock: metrics.Clock, leav
         why = "left on request" if leave else "stopped early: no improvement" if stop else "done"
         print(f"{why} at step {step} of {config.run.steps}; saved step {saved} in {workdir}; {clock.goodput()}", flush=True)
     return None if leave and not (last and result) else result
+
+
+def _same_everywhere(config, spec) -> None:
+    """Raises UserError in every process where one differs from process 0 in its configuration or data, which would train a mixture of both."""
+    if jax.process_count() == 1:
+        return
+    parts = {f"config.{name}": value for name, value in configs.to_dict(config).items()} | {"the data set": spec.to_dict()}
+    del parts["config.data"]["dir"], parts["config.run"]["compile_cache"]  # machines may keep these in places of their own
+    own = np.stack([np.frombuffer(hashlib.sha256(json.dumps(part, sort_keys=True).encode()).digest(), np.uint8) for part in parts.values()])
+    differ = np.any((found := multihost_utils.process_allgather(own)) != found[0], -1)
+    if differ.any():
+        process = int(np.argmax(differ.any(1)))
+        raise UserError(f"process {process} differs from process 0 in {', '.join(name for name, odd in zip(parts, differ[process]) if odd)}: "
+                        "start all processes by the same command, on the same data.")
 
 
 def _evaluate(config, task, sums_fn, state, held_out, mesh, key, step, leaving) -> dict | None:
