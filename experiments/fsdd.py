@@ -5,7 +5,8 @@
     python -m vae_jax train --config=experiments/fsdd.py --workdir=runs/fsdd_beta4 --config.model.beta=4      and 16, 64: the sweep of S4
 
 Data: python -m data_prep.speech --source=recordings.zip --out=datasets/fsdd --rate=8000 --seconds=0.74
-      with --rate=22050 into datasets/fsdd_faithful for `faithful`
+      with --rate=22050 --out=datasets/fsdd_faithful for `faithful`; with --hold_out=SPEAKER --out=datasets/fsdd_SPEAKER, and
+      --config.data.dir=datasets/fsdd_SPEAKER here, for a speaker who was never heard
 """
 
 from vae_jax import fronts
@@ -13,12 +14,11 @@ from vae_jax.config import Config, Data, Eval, Optim, Run, UserError
 from vae_jax.tasks import vae
 
 NATIVE = fronts.Sound(n_fft=256, hop=128)
-# The front end of the public notebooks: 256 x 64 pixels, each clip scaled by its own peak.
 VARIANTS = {
     "native": dict(sound=NATIVE),
     "mixture": dict(sound=NATIVE, prior="mixture", components=10),
     "full": dict(sound=NATIVE, prior="mixture", components=10, covariance="full"),
-    "faithful": dict(sound=fronts.Sound(normalise="peak")),
+    "faithful": dict(sound=fronts.Sound(normalise="peak")),  # as the public notebooks see it: 256 x 64 pixels, each clip scaled by its own peak
 }
 
 

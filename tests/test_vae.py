@@ -157,11 +157,22 @@ GOLDEN = {"loss": 45.438717, "kl": 0.05499268, "reconstruction": 45.383728, "gra
 
 @pytest.mark.parametrize("model, sentence", [
     (dict(family="conv", hidden=(4, 4, 4, 4)), "multiple of 16"), (dict(likelihood="poisson"), "poisson"), (dict(prior="flow"), "flow"),
-    (dict(autoregressive=True), "lstm"), (dict(shortcut=True), "conv"), (dict(warmup="linear"), "warmup_steps"), (dict(condition="label", prior="vamp"), "vamp"),
+    (dict(autoregressive=True), "lstm"), (dict(shortcut=True), "conv"),
+    (dict(frozen="critic"), "encoder, decoder"), (dict(warmup="linear"), "warmup_steps"), (dict(condition="label", prior="vamp"), "vamp"),
     (dict(activation="gated", family="conv"), "activation"), (dict(free_bits_dimension=1.0, free_bits_example=1.0), "Free bits")])
 def test_settings_that_do_not_fit_are_one_sentence(folder, model, sentence):
     with pytest.raises(UserError, match=sentence):
         make(folder, **model)
+
+
+def test_a_frozen_player_keeps_its_bits(folder, batch):
+    task, config = make(folder, frozen="encoder", prior="mixture")
+    state = jax.jit(lambda b: updates.init_state(task, config, b))(batch)
+    after, log = jax.jit(lambda s, b: updates.update(task, config, s, b, ("train",)))(state, batch)
+    jax.tree.map(np.testing.assert_array_equal, after.params["encoder"], state.params["encoder"])
+    assert set(after.opt) == {"decoder", "prior"} and log["grad_norm"] > 0
+    for player in after.opt:
+        assert not all(np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (after.params[player], state.params[player]))))
 
 
 def test_start_from_freezes_nothing_it_should_not_and_checks_shapes(folder, tmp_path):

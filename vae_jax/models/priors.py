@@ -122,12 +122,17 @@ def shares(dist, z_nd, chunk: int = 1000) -> np.ndarray:
 
 
 def kl(dist, mean_bd, logvar_bd, z_bd):
-    """KL(q || p) of diagonal Gaussians q = (mean, logvar): ([b], [b, d]), or ([b], None) where it is estimated.
+    """KL(q || p) of diagonal Gaussians q = (mean, logvar): ([b], [b, d]), or ([b], None) where it does not fall into dimensions.
 
-    Closed for one diagonal Gaussian; for mixtures the unbiased single-draw estimate log q(z|x) - log p(z), z drawn from q with gradient.
+    Closed for one Gaussian; for mixtures the unbiased single-draw estimate log q(z|x) - log p(z), z drawn from q with gradient.
     """
-    if isinstance(dist, Full) or (isinstance(dist, Diagonal) and len(dist.log_weight_k) > 1):
+    if not isinstance(dist, Standard) and len(dist.log_weight_k) > 1:
         return divergences.log_normal(z_bd, mean_bd, logvar_bd) - log_prob(dist, z_bd), None
+    if isinstance(dist, Full):
+        inverse_dd, diagonal_d = dist.inverse_kdd[0], jnp.diagonal(dist.cholesky_kdd[0])
+        apart_bd = jnp.matmul(mean_bd - dist.mean_kd[0], inverse_dd.T, precision=HIGHEST)
+        spread_b = jnp.matmul(jnp.exp(logvar_bd), jnp.sum(inverse_dd**2, 0), precision=HIGHEST)
+        return 0.5 * (spread_b + jnp.sum(apart_bd**2 - 1.0 - logvar_bd, -1)) + jnp.sum(jnp.log(diagonal_d)), None
     if isinstance(dist, Standard):
         kl_bd = divergences.kl_normal(mean_bd, logvar_bd)
     else:

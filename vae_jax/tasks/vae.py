@@ -17,6 +17,7 @@ from vae_jax.losses import divergences, likelihoods
 from vae_jax.models import priors, vae
 from vae_jax.tasks import Move, Task
 
+PLAYERS = ("encoder", "decoder", "prior")
 ACTIVE = 0.01  # variance over data of a posterior mean above which a latent unit counts as active (Burda et al. 2016)
 
 
@@ -45,6 +46,7 @@ class Model:
     cycles: int = 4  # cyclical: cycles in warmup_steps
     free_bits_dimension: float = 0.0  # nats a latent dimension that cost nothing
     free_bits_example: float = 0.0  # nats an example that cost nothing
+    frozen: str = ""  # players that do not learn, such as those config.start_from brings: encoder, decoder, prior, with commas
     sound: fronts.Sound = dataclasses.field(default_factory=fronts.Sound)
 
 
@@ -205,7 +207,8 @@ def make(config: Config, spec) -> Task:
         total, _ = jax.lax.scan(body, jnp.full(b, -jnp.inf), jnp.arange(samples // chunk))
         return {"nll": math.log(samples) - total}
 
-    return Task(init=init, moves={"train": Move(("encoder", "decoder", "prior"), loss)}, schedule=lambda step: ("train",), metrics=metrics,
+    learning = tuple(player for player in PLAYERS if player not in m.frozen.split(","))
+    return Task(init=init, moves={"train": Move(learning, loss)}, schedule=lambda step: ("train",), metrics=metrics,
                 summary=summary, encode=encode, decode=decode, condition=condition_of if m.condition else None, sample=sample,
                 measures={"nll": nll} if m.variational else {}, front=front)
 
@@ -219,6 +222,8 @@ def _check(config: Config, spec, front: fronts.Front) -> tuple[str, ...]:
             raise UserError(f"config.model.{name}={getattr(m, name)!r} is not one of {', '.join(c or repr('') for c in choices)}.")
     if m.latent < 1 or not m.hidden or any(not isinstance(h, int) or h < 1 for h in m.hidden):
         raise UserError(f"config.model.latent={m.latent} and config.model.hidden={m.hidden!r}: both need whole numbers of at least 1.")
+    if m.frozen and not set(m.frozen.split(",")) < set(PLAYERS):
+        raise UserError(f"config.model.frozen={m.frozen} should name some, not all, of {', '.join(PLAYERS)}.")
     shape = front.shape
     labels = spec.fields["label"].labels if "label" in spec.fields else ()
     if m.condition and not labels:
@@ -238,7 +243,7 @@ def _check(config: Config, spec, front: fronts.Front) -> tuple[str, ...]:
         raise UserError("config.model.shortcut=True goes beside convolutions; set config.model.family='conv'.")
     if m.autoregressive and m.family != "lstm":
         raise UserError("config.model.autoregressive=True is the LSTM decoder's; set config.model.family='lstm'.")
-    if m.free_bits_dimension and (m.prior == "vamp" or m.prior == "mixture" and m.components > 1):
+    if m.free_bits_dimension and (m.prior == "vamp" or m.prior == "mixture" and (m.components > 1 or m.covariance == "full")):
         raise UserError(f"config.model.free_bits_dimension needs a KL by dimension, which the {m.prior} prior has not; use free_bits_example.")
     # These two say themselves what they cannot do.
     divergences.beta_weight(0, m.warmup, m.beta, m.warmup_steps, m.cycles, m.warmup_from)
