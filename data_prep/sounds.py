@@ -1,4 +1,4 @@
-"""From one sound file to its records: checks, decoding, resampling, cutting into pieces. Runs inside worker processes.
+"""From one sound file to its records, or to one wave: checks, decoding, resampling, cutting into pieces. Runs inside worker processes.
 
 A file is decoded block by block from the open file, whatever its length, and judged as a whole before its first record is handed on.
 It is left out, with the reason, if it is damaged or cut short, holds no samples or values that are not finite, is shorter than 10 ms or
@@ -6,6 +6,7 @@ longer than a day, or if what would be kept of it never reaches -80 dB of full s
 """
 
 import io
+import os
 import re
 import struct
 import time
@@ -15,7 +16,9 @@ import numpy as np
 import soundfile
 import soxr
 
+from data_prep.intake import HEAD, printable
 from data_prep.pool import Skip
+from vae_jax.config import UserError
 from vae_jax.records import Field, encode
 
 FORMATS = {"wav": ("WAV", "WAVEX", "RF64"), "aiff": ("AIFF",), "flac": ("FLAC",), "ogg": ("OGG",), "mp3": ("MP3",)}  # kind -> libsndfile's names
@@ -140,8 +143,11 @@ def open_sound(file, kind: str) -> tuple[soundfile.SoundFile, int]:
     return sound, expected
 
 
-def mono(sound: soundfile.SoundFile, expected: int) -> Iterator[np.ndarray]:
-    """The mean of the channels, block by block, float32 [n], full scale 1. Raises Skip for what makes the whole file unusable."""
+def mono(sound: soundfile.SoundFile, expected: int, longest: int = MAX_SECONDS) -> Iterator[np.ndarray]:
+    """The mean of the channels, block by block, float32 [n], full scale 1. Raises Skip for what makes the whole file unusable.
+
+    longest: seconds from which on a file is refused.
+    """
     count = 0
     while True:
         try:
@@ -156,8 +162,8 @@ def mono(sound: soundfile.SoundFile, expected: int) -> Iterator[np.ndarray]:
         if peak > MAX_PEAK:
             raise Skip(f"reaches more than {MAX_PEAK:g} times full scale")
         count += len(block)
-        if count > MAX_SECONDS * sound.samplerate:
-            raise Skip(f"longer than {MAX_SECONDS // 3600} hours")
+        if count > longest * sound.samplerate:
+            raise Skip(f"longer than {longest / 3600:g} h: cut it into several files")
         yield block[:, 0] if sound.channels == 1 else block.mean(1)
     if count < expected:
         raise Skip(f"cut short or damaged: it says it holds {expected:,} samples, and {count:,} could be decoded")
@@ -172,6 +178,41 @@ def resample(blocks: Iterable[np.ndarray], rate: int, target: int) -> Iterator[n
     for block in blocks:
         yield stream.resample_chunk(block)
     yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def check(samples: int, rate: int, peak: float) -> None:
+    """Raises Skip for a whole sound that is empty, too short or silent; peak: of full scale 1."""
+    if not samples:
+        raise Skip("holds no samples")
+    if samples < MIN_SECONDS * rate:
+        raise Skip(f"shorter than {MIN_SECONDS:g} s")
+    if peak < SILENT:
+        raise Skip(f"silent: below {20 * np.log10(SILENT):.0f} dB of full scale")
+
+
+def read_wave(path: str, flag: str, rate: int | None = None, longest: int = MAX_SECONDS) -> tuple[np.ndarray, int]:
+    """One sound file as (mono wave float32 [n] of full scale 1, its rate); at `rate` where one is given. Refuses what `decode` refuses.
+
+    Raises UserError, one sentence that begins with --flag=path.
+    """
+    name = f"--{flag}={printable(path)}"
+    if not os.path.isfile(path):
+        raise UserError(f"{name} is no file.")
+    try:
+        with open(path, "rb") as file:
+            kind = sniff(file.read(HEAD))
+            if kind is None:
+                raise UserError(f"{name} is not {EXPECTED}.")
+            sound, expected = open_sound(file, kind)
+            rate = rate or sound.samplerate
+            blocks = list(resample(mono(sound, expected, longest), sound.samplerate, rate))
+        wave = np.concatenate([np.zeros(0, np.float32), *blocks])
+        check(len(wave), rate, float(np.abs(wave).max(initial=0.0)))
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror or error}.") from None
+    except Skip as reason:
+        raise UserError(f"{name} cannot be used: {reason}.") from None
+    return wave, rate
 
 
 def quantise(block: np.ndarray) -> tuple[np.ndarray, int]:
@@ -255,12 +296,7 @@ def decode(file, told: dict, options: dict) -> Iterator[tuple[dict, list[bytes]]
         if time.monotonic() > sign + 1:
             sign = time.monotonic()
             yield {}, []
-    if not tally["samples"]:
-        raise Skip("holds no samples")
-    if tally["samples"] < MIN_SECONDS * rate:
-        raise Skip(f"shorter than {MIN_SECONDS:g} s")
-    if tally["peak"] < SILENT * 32768:
-        raise Skip(f"silent: below {20 * np.log10(SILENT):.0f} dB of full scale")
+    check(tally["samples"], rate, tally["peak"] / 32768)
     yield tally, []
     part, size = [], 0
     for batch in [held] if held is not None else run({**tally}):

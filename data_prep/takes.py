@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 from absl import flags
 
-from data_prep import pool, script, sounds
+from data_prep import script, sounds
 from data_prep.intake import printable
 from vae_jax.config import UserError
 
@@ -57,29 +57,6 @@ def read_prompts(path: str) -> list[tuple[str, str]]:
     return prompts
 
 
-def read_take(path: str) -> tuple[np.ndarray, int]:
-    """(mono float32 [n] of full scale 1, rate). Raises UserError."""
-    try:
-        if not os.path.isfile(path):
-            raise UserError(f"--take={printable(path)} is no file.")
-        with open(path, "rb") as file:
-            kind = sounds.sniff(file.read(16))
-            if kind is None:
-                raise UserError(f"--take={printable(path)} is not {sounds.EXPECTED}.")
-            sound, expected = sounds.open_sound(file, kind)
-            blocks, count = [], 0
-            for block in sounds.mono(sound, expected):
-                blocks.append(block)
-                count += len(block)
-                if count > MAX_SECONDS * sound.samplerate:
-                    raise UserError(f"--take={printable(path)} is longer than an hour: cut it into several takes.")
-    except OSError as error:
-        raise UserError(f"--take={printable(path)} cannot be read: {error.strerror or error}.") from None
-    except pool.Skip as skip:
-        raise UserError(f"--take={printable(path)} cannot be used: {skip}.") from None
-    return np.concatenate([np.zeros(0, np.float32), *blocks]), sound.samplerate
-
-
 def levels(wave: np.ndarray, rate: int) -> np.ndarray:
     """Level of 20 ms frames every 10 ms in dB (0 = RMS of 1, never below FLOOR), without the take's constant offset: [n] -> [frames]."""
     hop = max(1, round(HOP * rate))
@@ -94,7 +71,7 @@ def utterances(level: np.ndarray, threshold: float, gap: float) -> tuple[list[tu
     An utterance is what lies above half the threshold over the floor, clicks left out and pauses shorter than `gap` seconds included, if it
     reaches the whole threshold and lasts 60 ms.
     """
-    floor = float(np.percentile(level, 10))
+    floor = float(np.percentile(level, 10)) if len(level) else FLOOR  # a take may be shorter than a frame
     above = np.concatenate([[False], level > floor + threshold / 2, [False]])
     edges = np.flatnonzero(above[1:] != above[:-1]).reshape(-1, 2)
     apart = np.concatenate([[np.inf], edges[1:, 0] - edges[:-1, 1], [np.inf]])  # frames to the one before, and after the last
@@ -110,10 +87,6 @@ def utterances(level: np.ndarray, threshold: float, gap: float) -> tuple[list[tu
 
 def cut(wave: np.ndarray, rate: int, count: int, threshold: float, gap: float, name: str) -> list[tuple[int, int]]:
     """(first, last + 1) sample of each of `count` utterances. Raises UserError where there are more or fewer, saying where they are."""
-    peak = float(np.abs(wave).max(initial=0))
-    if len(wave) < rate * 4 * HOP or peak < sounds.SILENT:
-        raise UserError(f"{name} is silent: its loudest sample has {20 * np.log10(max(peak, 1e-10)):.0f} dB of full scale in "
-                        f"{len(wave) / rate:.2f} s; check the microphone and record again.")
     hop = max(1, round(HOP * rate))
     found, floor = utterances(levels(wave, rate), threshold, gap)
     if len(found) != count:
@@ -158,7 +131,7 @@ def main() -> None:
     if re.search(r"[/\\]|^\.", FLAGS.speaker) or not FLAGS.speaker.isprintable():
         raise UserError(f"--speaker={printable(FLAGS.speaker)} becomes part of file names and must not hold / or \\, nor begin with a point.")
     prompts = read_prompts(FLAGS.prompts)
-    wave, rate = read_take(FLAGS.take)
+    wave, rate = sounds.read_wave(FLAGS.take, "take", longest=MAX_SECONDS)
     bounds = cut(wave, rate, len(prompts), FLAGS.threshold, FLAGS.gap, printable(FLAGS.take))
     gain = write(FLAGS.out, wave, rate, bounds, prompts, FLAGS.speaker)
     seconds = [(last - first) / rate for first, last in bounds]

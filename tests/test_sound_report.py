@@ -13,8 +13,9 @@ import pytest
 import soundfile
 import toys
 from PIL import Image
+from sklearn import metrics
 
-from vae_jax import fronts, records, report
+from vae_jax import data, fronts, records, report
 from vae_jax.latents import pca
 from vae_jax.media import figures, images, sounds
 from vae_jax.tasks import Task
@@ -72,7 +73,8 @@ def test_wavs_are_what_other_readers_read():
     np.testing.assert_array_equal(heard(sounds.wav([np.nan, 7, -7, np.inf], 8000))[0], [0, 32767, -32768, 0])
     factor = sounds.gain(wave, 3 * wave)
     assert np.abs(heard(sounds.wav(3 * wave, 8000, factor))[0]).max() == pytest.approx(0.9 * 32768, abs=1)
-    assert sounds.gain(np.zeros(3)) == 1
+    assert sounds.gain(np.zeros(3)) == 1 and sounds.gain(np.full(3, 1e-6), np.zeros(2)) == 100  # silence is not brought up to full scale
+    assert sounds.gain([-0.009]) == pytest.approx(100) and sounds.gain([np.nan, 0.018]) == pytest.approx(50)
 
 
 def test_low_frequencies_are_at_the_bottom_in_one_colour_scale(spec):
@@ -180,7 +182,10 @@ def test_report_of_sounds(spec, light, tmp_path, normalise):
     assert distance.min() < 1 / 32768 / gain
     alone = soundfile.read(files["sound-1-vocoder.wav"])[0] / gain  # Griffin-Lim finds the level again, quiet sounds included
     assert np.sqrt((alone**2).mean()) == pytest.approx(np.sqrt((original**2).mean()), rel=0.1)
-    assert numbers["scatter"]["linear probe, label"] == 1.0 and -1 <= numbers["scatter"]["silhouette, speaker"] <= 1
+    code = np.asarray(task.encode({}, {}, splits["test"])["mean"])
+    apart = {name: metrics.silhouette_score(code, splits["test"][name]) for name in names}
+    assert numbers["scatter"]["linear probe, label"] == 1.0 and apart["label"] != pytest.approx(apart["speaker"], abs=0.1)
+    assert {name: numbers["scatter"][f"silhouette, {name}"] for name in names} == pytest.approx(apart, abs=1e-3)
     for name in ("reconstructions.png", "sounds.png", "samples-mean.png", "waves.png"):
         assert np.asarray(Image.open(io.BytesIO(built.files[name])).convert("RGB")).std() > 5, name
 
@@ -257,50 +262,86 @@ def verb(name, *flags):
     return found.stdout
 
 
+def dominant(wave):
+    """Hertz of the strongest frequency; the tones have about 400 (low) and 1200 (high)."""
+    spectrum = np.abs(np.fft.rfft(wave * np.hanning(len(wave))))
+    return spectrum.argmax() * RATE / len(wave)
+
+
 def test_sample_writes_wavs(trained):
-    out = verb("sample", f"--workdir={trained / 'run'}", "--count=3", "--label=high")
+    out = verb("sample", f"--workdir={trained / 'run'}", "--count=6", "--label=high", "--temperature=0.3")  # near the class's mean code
     sheet = out.split()[-1]
     arrays = np.load(sheet.replace(".png", ".npz"))
-    assert arrays["audio"].shape == (3, SAMPLES) and arrays["mean"].shape == (3, 32, 32, 1)
-    waves = [soundfile.read(f"{sheet[:-4]}/{i:03d}.wav") for i in range(3)]
+    assert arrays["audio"].shape == (6, SAMPLES) and arrays["mean"].shape == (6, 32, 32, 1)
+    waves = [soundfile.read(f"{sheet[:-4]}/{i:03d}.wav") for i in range(6)]
     assert all(rate == RATE and len(wave) == SAMPLES for wave, rate in waves)
     assert max(np.abs(wave).max() for wave, _ in waves) == pytest.approx(0.9, abs=1e-3)
+    assert [dominant(wave) for wave, _ in waves] == pytest.approx([1200] * 6, abs=100)
 
 
-def test_reconstruct_writes_wavs_and_the_error_it_prints(trained):
-    out = verb("reconstruct", f"--workdir={trained / 'run'}", "--count=5")
-    sheet = out.split()[-1]
-    arrays = np.load(sheet.replace(".png", ".npz"))
+@pytest.fixture(scope="module")
+def rebuilt(trained):
+    """What the plain verb prints of the whole test split."""
+    return verb("reconstruct", f"--workdir={trained / 'run'}", "--count=30")
+
+
+def test_reconstruct_writes_wavs_and_the_error_it_prints(trained, rebuilt):
+    folder = trained / "run" / "reconstructions" / "tones-test"
+    arrays = np.load(f"{folder}.npz")
     squared = ((arrays["original"] - arrays["reconstruction"]) ** 2).mean((1, 2, 3))
-    assert len(squared) == 5 and f"error {80 * np.sqrt(squared.mean()):.2f} dB" in out
+    assert len(squared) == 24 and f"24 sounds, error {80 * np.sqrt(squared.mean()):.2f} dB" in rebuilt and "held-out" not in rebuilt
+    assert len(list(folder.glob("*.wav"))) == 48
+    factor = float(rebuilt.split("gain of the files ")[1].split()[0])
+    for row in (0, 13):
+        original, rate = soundfile.read(folder / f"{row:03d}-original.wav")
+        assert rate == RATE and len(original) == len(soundfile.read(folder / f"{row:03d}-model.wav")[0]) == SAMPLES
+        np.testing.assert_allclose(original / factor, toys.tones(24, seed=1)["audio"][row, :, 0] / 32768, atol=1e-2 * np.abs(original).max())
+
+
+def test_reconstruct_of_other_data_says_the_runs_own_error_too(trained, rebuilt):
+    """Its own examples are spread over the split, and no file of the call before is left."""
+    other = trained / "other"
+    toys.sounds(other, {"train": 8, "validation": 0, "test": 40})  # of the same name, but other tones: their seed is the split's number
+    out = verb("reconstruct", f"--workdir={trained / 'run'}", f"--data={other}", "--count=5")
+    folder = trained / "run" / "reconstructions" / "tones-test"
+    assert out.split()[-1] == f"{folder}.png"
+    own = re.search(r"24 sounds, error (\d+\.\d\d) dB", rebuilt)[1]
+    assert f"held-out (test, 24 examples of 2 speakers: ann, bob) {own} dB" in out
+    arrays, rows = np.load(f"{folder}.npz"), data.spaced(40, 5)
+    np.testing.assert_array_equal(arrays["row"], rows)
+    squared = ((arrays["original"] - arrays["reconstruction"]) ** 2).mean((1, 2, 3))
+    assert f"5 sounds, error {80 * np.sqrt(squared.mean()):.2f} dB" in out
+    assert sorted(p.name for p in folder.glob("*")) == sorted(f"{i:03d}-{kind}.wav" for i in range(5) for kind in ("original", "model"))
     factor = float(out.split("gain of the files ")[1].split()[0])
-    original, rate = soundfile.read(f"{sheet[:-4]}/004-original.wav")
-    assert rate == RATE and len(original) == len(soundfile.read(f"{sheet[:-4]}/004-model.wav")[0]) == SAMPLES
-    np.testing.assert_allclose(original / factor, toys.tones(24, seed=1)["audio"][4, :, 0] / 32768, atol=1e-2 * np.abs(original).max())
+    for i, row in enumerate(rows):
+        original = soundfile.read(folder / f"{i:03d}-original.wav")[0]
+        np.testing.assert_allclose(original / factor, toys.tones(40, seed=2)["audio"][row, :, 0] / 32768, atol=1e-2 * np.abs(original).max())
 
 
-def test_reconstruct_takes_any_file(trained):
-    path = trained / "my take.flac"
+def test_reconstruct_takes_any_file(trained, rebuilt):
+    path = trained / "tones-test.flac"
     time = np.arange(int(1.7 * 11025)) / 11025
     soundfile.write(path, np.stack([0.5 * np.sin(2 * np.pi * 400 * time), 0.3 * np.sin(2 * np.pi * 400 * time)], 1), 11025)
+    folder = trained / "run" / "reconstructions"
+    before = (folder / "tones-test.png").read_bytes()
     out = verb("reconstruct", f"--workdir={trained / 'run'}", f"--wav={path}")
-    made = trained / "run" / "reconstructions" / "my take-model.wav"
-    assert out.rstrip().endswith(str(made)) and "1.70 s in" in out
-    assert re.search(r"error \d+\.\d\d dB .*held-out \(test, 24 examples\) \d+\.\d\d dB", out)
+    assert (folder / "tones-test.png").read_bytes() == before  # the file is named as the data set and its split are
+    assert out.rstrip().endswith(str(folder / "wav-tones-test-model.wav")) and "1.70 s in" in out
+    own = re.search(r"24 sounds, error (\d+\.\d\d) dB", rebuilt)[1]
+    assert re.search(rf"error \d+\.\d\d dB .*held-out \(test, 24 examples of 2 speakers: ann, bob\) {own} dB", out)
     for kind in ("model", "original"):
-        wave, rate = soundfile.read(made.with_name(f"my take-{kind}.wav"))
+        wave, rate = soundfile.read(folder / f"wav-tones-test-{kind}.wav")
         assert rate == RATE and len(wave) == round(1.7 * RATE) and np.abs(wave).max() <= 0.9 + 1e-4
-    spectrum = np.abs(np.fft.rfft(soundfile.read(made.with_name("my take-original.wav"))[0]))
-    assert spectrum.argmax() * RATE / (2 * (len(spectrum) - 1)) == pytest.approx(400, abs=1)
-    assert np.asarray(Image.open(made.with_name("my take.png"))).shape[2] == 3
+        assert dominant(wave) == pytest.approx(400, abs=1 if kind == "original" else 40), kind
+    shown = np.asarray(Image.open(folder / "wav-tones-test.png"))
+    assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 20
 
 
-@pytest.mark.parametrize("content, sentence", [(None, "No such file"), (b"hello" * 200, "is not a WAV"),
-                                               (b"RIFF\x00\x10\x00\x00WAVEfmt ", "cannot be used")])
-def test_a_file_that_is_none_is_one_sentence(trained, content, sentence):
-    path = trained / "broken.wav"
-    if content is not None:
-        path.write_bytes(content)
+@pytest.mark.parametrize("wave, sentence", [(np.full(2 * RATE, 1e-6), "silent: below -80 dB of full scale"),
+                                            (np.full(1, 0.5), "shorter than 0.01 s")])
+def test_a_file_that_holds_no_sound_is_one_sentence(trained, wave, sentence):
+    path = trained / "nothing.wav"
+    soundfile.write(path, wave, RATE, "FLOAT")
     found = launch.run("reconstruct", f"--workdir={trained / 'run'}", f"--wav={path}")
-    path.unlink(missing_ok=True)
-    assert found.returncode == 2 and sentence in found.stderr and "Traceback" not in found.stderr, found.stderr
+    assert found.returncode == 2 and f"--wav={path} cannot be used: {sentence}." in found.stderr and "Traceback" not in found.stderr, found.stderr
+    assert not list((trained / "run").glob("reconstructions/wav-nothing*"))

@@ -13,6 +13,7 @@ from scipy import signal
 
 from data_prep import pool, sounds
 from vae_jax import records, tfexample
+from vae_jax.config import UserError
 
 TOLD = {"name": "x", "group": "g", "marks": {"label": 3}}
 COMPRESSED = {"OGG/VORBIS": 0.02, "OGG/OPUS": 0.05, "MP3/MPEG_LAYER_III": 0.05}  # what the codecs may change of a tone of 0.5
@@ -243,6 +244,30 @@ def test_bad_sound_is_a_skip_with_its_reason(name):
     with pytest.raises(pool.Skip) as caught:
         decode(data, 16000)
     assert re.search(says, str(caught.value)) and "0x" not in str(caught.value), caught.value
+
+
+def test_a_file_as_one_wave_is_refused_in_the_same_words(tmp_path):
+    for i, (data, says) in enumerate(bad_files().values()):
+        path = tmp_path / f"{i}.wav"
+        path.write_bytes(data)
+        with pytest.raises(UserError) as caught:
+            sounds.read_wave(str(path), "wav", 16000)
+        assert re.fullmatch(rf"--wav={re.escape(str(path))} cannot be used: .*({says}).*\.", str(caught.value)), caught.value
+    (tmp_path / "text.wav").write_text("hello")
+    for name, says in (("text.wav", "is not a WAV, AIFF, FLAC, Ogg or MP3 file"), ("none.wav", "is no file"), ("", "is no file")):
+        with pytest.raises(UserError, match=rf"^--take={re.escape(str(tmp_path / name))} {says}\.$"):
+            sounds.read_wave(str(tmp_path / name), "take")
+
+
+@pytest.mark.parametrize("form", ["WAV/PCM_16", "FLAC/PCM_16", *COMPRESSED])
+def test_a_file_as_one_wave_is_what_its_records_hold(tmp_path, form):
+    data = write(np.stack([tone(1.3, 16000), tone(1.3, 16000, 900.0, 0.2)], 1), 16000, *form.split("/"))
+    (tmp_path / "x").write_bytes(data)
+    for rate in (16000, 22050):
+        got, at = sounds.read_wave(str(tmp_path / "x"), "wav", rate)
+        assert at == rate and got.dtype == np.float32
+        assert np.abs(got - wave(data, rate)).max() <= 0.51 / 32768
+    assert sounds.read_wave(str(tmp_path / "x"), "wav")[1] == 16000
 
 
 def test_mutated_sounds_raise_nothing_but_exceptions():

@@ -110,6 +110,8 @@ def test_what_does_not_fit_is_one_sentence(folder):
     soundfile.write(path / "silent.wav", np.zeros(RATE * 3), RATE)
     soundfile.write(path / "noise.wav", 0.1 * np.random.default_rng(0).standard_normal(RATE * 3), RATE)
     soundfile.write(path / "void.wav", np.zeros(0), RATE)
+    soundfile.write(path / "short.wav", burst(0.005, 0.5), RATE)
+    soundfile.write(path / "frame.wav", burst(0.012, 0.5), RATE)
     (path / "text.wav").write_text("hello")
     (path / "cut.wav").write_bytes((path / "take.wav").read_bytes()[:9000])
     for name, text in (("bad.txt", "one\ntwo_b\n"), ("up.txt", "../x\n"), ("void.txt", "\n \n")):
@@ -119,8 +121,10 @@ def test_what_does_not_fit_is_one_sentence(folder):
     (path / "full" / "x").touch()
     cases = [({"prompts": path / "four.txt"}, rf"holds 5 utterances \({at}\) .* the list has 4 prompts"),
              ({"gap": 1.0}, "holds 1 utterances .*5 prompts"),
-             ({"take": path / "silent.wav"}, "is silent: its loudest sample has -200 dB of full scale in 3.00 s"),
-             ({"take": path / "void.wav"}, "is silent"),
+             ({"take": path / "silent.wav"}, r"silent.wav cannot be used: silent: below -80 dB of full scale\.$"),
+             ({"take": path / "void.wav"}, r"void.wav cannot be used: holds no samples\.$"),
+             ({"take": path / "short.wav"}, r"short.wav cannot be used: shorter than 0.01 s\.$"),
+             ({"take": path / "frame.wav"}, "holds 0 utterances more than 15 dB above its noise floor of -80 dB"),
              ({"take": path / "noise.wav"}, r"holds 0 utterances more than 15 dB above its noise floor of -2\d dB"),
              ({"take": path / "text.wav"}, "is not a WAV"), ({"take": path / "cut.wav"}, "cut short"), ({"take": path / "none.wav"}, "is no file"),
              ({"prompts": path / "bad.txt"}, "line 2: the label 'two_b'"), ({"prompts": path / "up.txt"}, "line 1: the label '../x'"),
@@ -132,6 +136,14 @@ def test_what_does_not_fit_is_one_sentence(folder):
         with pytest.raises(UserError, match=says) as caught:
             run(**flags(path, **values))
         assert "\n" not in str(caught.value) and sorted(os.listdir(path)) == before
+
+
+def test_a_take_of_more_than_the_limit_is_refused(folder, monkeypatch):
+    path = folder[0]
+    monkeypatch.setattr(takes, "MAX_SECONDS", 3)
+    with pytest.raises(UserError, match="--take=.*take.wav cannot be used: longer than .* h: cut it into several files"):
+        run(**flags(path))
+    assert not (path / "out").exists()
 
 
 def test_real_digits(data_dir, tmp_path):

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vae_jax.media import images
 
 PEAK = 0.9  # of full scale: the loudest sample of a set of files
-MAX_GAIN = 100.0  # 40 dB: what fainter sets hold is the rounding of 16 bits or a model's rest, which would be heard as noise at full scale
+MAX_GAIN = 100.0  # 40 dB: sets down to -41 dB still come up to PEAK, and where all is silence the rounding of 16 bits stays below -56 dB
 COLOURS = np.round(255 * matplotlib.colormaps["magma"](np.arange(256))[:, :3]).astype(np.uint8)  # even steps for the eye, in grey print too
 FADE_SECONDS = 0.05  # of the passage from one resynthesised stretch of a long sound to the next
 

@@ -5,9 +5,10 @@
     python -m vae_jax reconstruct --workdir=runs/mnist --data=datasets/mine --split=train
     python -m vae_jax reconstruct --workdir=runs/fsdd --wav=mine.wav      any sound file of any length
 
-Writes WORKDIR/reconstructions/NAME.png and NAME.npz (original, reconstruction, mse), NAME from data set and split; of sounds also
-NAME/ROW-original.wav and NAME/ROW-model.wav, all at one gain. With --wav, NAME-model.wav, NAME-original.wav (mono, at the model's rate) and
-NAME.png, the spectrograms of the beginning, original above model, NAME from the file.
+Writes WORKDIR/reconstructions/NAME.png and NAME.npz (original, reconstruction, mse, row: where in the split), NAME from data set and split; of
+sounds also NAME/I-original.wav and NAME/I-model.wav, all at one gain, I counting the examples from 0; those of an earlier call are removed. With
+--wav, wav-NAME-model.wav, wav-NAME-original.wav (mono, at the model's rate) and wav-NAME.png, the spectrograms of the beginning, original above
+model, NAME from the file. Other data than the run's own, and files, have the run's own held-out error printed beside theirs.
 """
 
 import dataclasses
@@ -19,12 +20,13 @@ from vae_jax.verbs import trained
 
 DATA = flags.DEFINE_string("data", "", "Folder written by data_prep; '' = the run's own data.")
 SPLIT = flags.DEFINE_string("split", "", "Split, or part of one such as test[:100]; '' = the run's test split.")
-COUNT = flags.DEFINE_integer("count", 64, "At most so many examples, from the first.", lower_bound=1)
+COUNT = flags.DEFINE_integer("count", 64, "At most so many examples, evenly spaced over the split.", lower_bound=1)
 WAV = flags.DEFINE_string("wav", "", "A sound file (WAV, AIFF, FLAC, Ogg, MP3), for a model of sounds.")
 SHOWN = 80  # pictures on the sheet
 HEARD = 64  # sounds rebuilt at once
 PIECES = 32  # of the model's length that are joined to one stretch of a long sound
-COMPARED = 500  # held-out examples whose error is printed beside a file's
+COMPARED = 500  # of the run's own held-out examples, evenly spaced, whose error is printed beside that of other data
+NAMED = 10  # speakers of the held-out split that are listed
 
 
 def main(started: float) -> int:
@@ -37,7 +39,7 @@ def main(started: float) -> int:
 
 
 def _rebuild(run, sound: bool):
-    """(params, variables, batch) -> what the model saw, what it made of it, and with `sound` the wave of that."""
+    """(params, variables, batch) -> rows of the split, what the model saw, what it made of it, and with `sound` the wave of that."""
     import jax
 
     front = run.task.front
@@ -45,9 +47,7 @@ def _rebuild(run, sound: bool):
     def rebuild(params, variables, batch):
         code = run.task.encode(params, variables, batch)["mean"]
         made = run.task.decode(params, variables, code, run.task.condition and run.task.condition(batch))
-        if front.kind == "image":
-            return {"image": batch["image"], "made": made["image"]}
-        found = {"image": front.analyse(batch), "made": made["image"]}
+        found = {"row": batch["index"], "image": batch["image"] if front.kind == "image" else front.analyse(batch), "made": made["image"]}
         return found | ({"audio": batch["audio"], "wave": front.sound(made["image"], made.get("level"), jax.random.key(0))} if sound else {})
 
     return rebuild
@@ -66,7 +66,9 @@ def _split(run) -> int:
     _check(run, origin, source)
     batch = run.config.eval.batch if front.kind == "image" else min(run.config.eval.batch, HEARD, COUNT.value)
     with session.Leaving() as leaving:
-        rows = evaluate.collect(_rebuild(run, True), run.params, run.variables, source, run.mesh, batch, COUNT.value, leaving.now)
+        rows = evaluate.collect(_rebuild(run, front.kind == "audio"), run.params, run.variables, source, run.mesh, batch, COUNT.value, leaving.now)
+        other = rows is not None and DATA.value and source.split.digest != run.spec.digest
+        held = f"; {_held_out(run, leaving.now)}" if other else ""
     if rows is None or not meshes.is_main():
         trained.left(rows is None)
         return 0
@@ -74,23 +76,25 @@ def _split(run) -> int:
     folder = run.workdir / "reconstructions"
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{records.open_folder(origin).name}-{source.split.name}"
-    arrays = {"original": rows["image"], "reconstruction": rows["made"], "mse": errors}
+    arrays = {"original": rows["image"], "reconstruction": rows["made"], "mse": errors, "row": rows["row"]}
     columns, show = min(16, len(errors)), (lambda x: x) if front.kind == "image" else sounds.show
     pairs = images.bands([images.resize(show(rows[k][:SHOWN]), columns) for k in ("image", "made")], columns)
     (folder / f"{name}.png").write_bytes(images.png(images.grid(pairs, columns, band=2)))
     if front.kind == "image":
-        print(f"{len(errors)} pictures, mean squared error {errors.mean():.5f} (worst {errors.max():.5f}) in units of black to white")
+        print(f"{len(errors)} pictures, mean squared error {errors.mean():.5f} (worst {errors.max():.5f}) in units of black to white{held}")
     else:
         waves = {"original": rows["audio"][..., 0] / 32768.0, "model": rows["wave"]}
         factor = sounds.gain(*waves.values())
         (folder / name).mkdir(exist_ok=True)
         for kind, values in waves.items():
+            for path in (folder / name).glob(f"*-{kind}.wav"):
+                path.unlink()  # of an earlier call: another gain, or more examples
             for i, wave in enumerate(values):
                 (folder / name / f"{i:03d}-{kind}.wav").write_bytes(sounds.wav(wave, front.rate, factor))
         arrays["wave"] = rows["wave"]
         mean, worst = (front.range_db * e ** 0.5 for e in (errors.mean(), errors.max()))
         print(f"{len(errors)} sounds, error {mean:.2f} dB (worst {worst:.2f}), mean squared error {errors.mean():.5f} in units of "
-              f"{front.range_db:g} dB; gain of the files {factor:.3g}")
+              f"{front.range_db:g} dB{held}; gain of the files {factor:.3g}")
     session.write_npz(folder / f"{name}.npz", arrays)
     print(folder / f"{name}.png")
     return 0
@@ -122,6 +126,7 @@ def _file(run) -> int:
 
     import numpy as np
 
+    from data_prep.sounds import read_wave
     from vae_jax import mesh as meshes
     from vae_jax import session
     from vae_jax.media import images, sounds
@@ -133,7 +138,7 @@ def _file(run) -> int:
         raise UserError("--wav takes one file; leave --data and --split out.")
     if run.task.condition:
         raise UserError("--wav has no label, and the model is conditional: prepare the file with data_prep and use --data.")
-    wave = _read(WAV.value, front.rate)
+    wave, _ = read_wave(WAV.value, "wav", front.rate)
     with session.Leaving() as leaving:
         found = long_sound(run, wave, leaving.now)
         held = None if found is None else _held_out(run, leaving.now)
@@ -141,7 +146,7 @@ def _file(run) -> int:
         trained.left(found is None)
         return 0
     rebuilt, squared, pictures = found
-    folder, name = run.workdir / "reconstructions", pathlib.Path(WAV.value).stem
+    folder, name = run.workdir / "reconstructions", f"wav-{pathlib.Path(WAV.value).stem}"
     folder.mkdir(parents=True, exist_ok=True)
     factor = sounds.gain(wave, rebuilt)
     for kind, values in (("original", wave), ("model", rebuilt)):
@@ -155,34 +160,13 @@ def _file(run) -> int:
     return 0
 
 
-def _read(path: str, rate: int):
-    """A sound file as a mono wave at a rate, float32 [n]. Raises UserError."""
-    import numpy as np
-
-    from data_prep import pool, sounds
-
-    try:
-        with open(path, "rb") as file:
-            kind = sounds.sniff(file.read(512))
-            if kind is None:
-                raise UserError(f"--wav={path} is not {sounds.EXPECTED}.")
-            sound, expected = sounds.open_sound(file, kind)
-            wave = np.concatenate([np.zeros(0, np.float32), *sounds.resample(sounds.mono(sound, expected), sound.samplerate, rate)])
-    except OSError as error:
-        raise UserError(f"--wav={path} cannot be read: {error.strerror or error}.") from None
-    except pool.Skip as reason:
-        raise UserError(f"--wav={path} cannot be used: {reason}.") from None
-    if not len(wave):
-        raise UserError(f"--wav={path} holds no samples.")
-    return wave
-
-
 def long_sound(run, wave, interrupted=lambda: False):
     """What the model makes of a mono wave [n] at its rate: (wave [n], squared error of each piece, spectrograms of the first stretch, cut to the
     model's width: original and rebuilt); None if interrupted.
 
     Pieces of the model's length, half overlapping, are rebuilt one by one, their spectrograms joined, and these made into waves, a stretch of PIECES
-    at a time, so that memory does not grow with the length and only the passages between stretches meet with phases of their own.
+    at a time: only the passages between stretches meet with phases of their own, and the device's memory does not grow with the length. The host's
+    does: it holds the wave, the rebuilt stretches and the result.
     """
     import jax
     import jax.numpy as jnp
@@ -215,10 +199,10 @@ def long_sound(run, wave, interrupted=lambda: False):
 
     rebuild, needed = jax.jit(rebuild, out_shardings=meshes.replicated(run.mesh)), set(sounds.starts(len(wave), samples, step * hop).tolist())
     starts = sounds.starts(len(wave), stretch, stretch - samples)  # a stretch begins with the last piece of the one before
-    padded = np.pad(wave, (0, int(starts[-1]) + stretch - len(wave)))
     parts, squared, first = [], {}, None
     for start in starts.tolist():
-        made_wave, errors, both = jax.device_get(rebuild(run.params, run.variables, padded[start:start + stretch]))
+        part = wave[start:start + stretch]
+        made_wave, errors, both = jax.device_get(rebuild(run.params, run.variables, np.pad(part, (0, stretch - len(part)))))
         parts.append(made_wave)
         squared |= {at: e for at, e in zip(range(start, start + stretch, step * hop), errors) if at in needed}
         first = first or both
@@ -231,9 +215,11 @@ def long_sound(run, wave, interrupted=lambda: False):
 
 
 def _held_out(run, interrupted) -> str:
-    """The run's own held-out error in words."""
+    """The run's own held-out error in words, and how many speakers it is of, where they are known."""
+    import numpy as np
+
     from vae_jax import evaluate, session
-    from vae_jax.media import measures
+    from vae_jax.media import figures, measures
 
     front, role = run.task.front, next((r for r in ("test", "validation") if getattr(run.config.data, r)), "")
     if not role:
@@ -242,8 +228,15 @@ def _held_out(run, interrupted) -> str:
         source = session.sources(run, (role,))[role]
     except UserError:
         return "the run's data is gone, so there is no held-out error to compare it with"
+    if source.split.digest != run.spec.digest:
+        return f"{run.config.data.dir} holds other data now, so there is no held-out error to compare it with"
     rows = evaluate.collect(_rebuild(run, False), run.params, run.variables, source, run.mesh, run.config.eval.batch, COMPARED, interrupted)
     if rows is None:
         return "its held-out error was not measured, as asked"
-    error = front.range_db * measures.mse(rows["image"], rows["made"]).mean() ** 0.5
-    return f"held-out ({role}, {len(rows['made'])} examples) {error:.2f} dB"
+    error, of = measures.mse(rows["image"], rows["made"]).mean(), ""
+    if "speaker" in source.fields:
+        names = source.split.fields["speaker"].labels
+        found = np.unique((source.arrays or source.split.read_all(["speaker"]))["speaker"])
+        listed = [figures.class_name(names, k) for k in found[:NAMED]]
+        of = f" of {len(found)} speaker{'s' * (len(found) > 1)}: {', '.join(listed)}{' and others' if len(found) > NAMED else ''}"
+    return f"held-out ({role}, {len(rows['made'])} examples{of}) " + (f"{front.range_db * error ** 0.5:.2f} dB" if front.kind == "audio" else f"{error:.5f}")
