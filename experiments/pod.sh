@@ -4,10 +4,10 @@
 #
 #   experiments/pod.sh NAME ZONE gs://BUCKET/datasets/mnist train --config=experiments/mnist.py --workdir=gs://BUCKET/runs/mnist
 #
-# Expects this repository, with `make .venv/.installed` done, in ~/vae_jax of every worker.
+# Expects this repository in ~/vae_jax of every worker, with `make .venv/.installed && .venv/bin/pip install "jax[tpu]" gcsfs` done there.
 set -euo pipefail
 if [ $# -lt 4 ]; then
-    sed -n '2,8p' "$0" | cut -c3-
+    sed -n '2,7p' "$0" | cut -c3-
     exit 2
 fi
 name=$1 zone=$2 data=$3

@@ -56,6 +56,11 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         print(f"error: {error.filename or 'a file'} cannot be used ({error.strerror or error}); nothing that was saved is lost", file=sys.stderr)
         leave_peers()
+    except ImportError as error:
+        if "gcsfs" not in str(error):
+            raise
+        print("error: folders in a bucket (gs://) need gcsfs: pip install gcsfs", file=sys.stderr)
+        leave_peers()
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             print("error: the device is out of memory: take a smaller config.data.batch, or config.optim.accumulate; what was saved is kept",
