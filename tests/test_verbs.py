@@ -2,14 +2,15 @@
 
 import html
 import json
+import shutil
 
 import launch
 import numpy as np
 import pytest
 import toys
 
-from vae_jax import records, train
-from vae_jax.config import Config, Data, Eval, Optim, Run
+from vae_jax import records, session, train
+from vae_jax.config import Config, Data, Eval, Optim, Run, UserError
 from vae_jax.tasks import classifier
 
 
@@ -30,14 +31,26 @@ def verb(name, *flags, **options):
 
 def test_evaluate(setup):
     folder, _ = setup
-    verb("evaluate", f"--workdir={folder / 'run'}", "--measure=nll:50", devices=4)  # 12 and 100 do not divide over 4: rounded up
-    results = json.loads((folder / "run" / "evaluation.json").read_text())["results"]
-    logged = {k: v for line in launch.lines(folder / "run") for k, v in line.items() if line["step"] == 60}
+    verb("evaluate", f"--workdir={folder / 'run'}", "--measure=nll:50", devices=4)  # trained on one
+    evaluation = json.loads((folder / "run" / "evaluation.json").read_text())
+    results = evaluation["results"]
     assert results["eval/test/nll"] < results["eval/test/loss"] and results["eval/test/nll_samples"] == 50
     seen, test = (records.open_split(folder / "data", k).read_all(["image"])["image"] / 255.0 for k in ("train", "test"))
     assert results["eval/test/mean_picture_mse"] == pytest.approx(((test - seen.mean(0)) ** 2).mean(), rel=1e-6)
     assert 0 <= results["eval/test/mutual_information"] <= results["eval/test/mutual_information_limit"]
-    assert logged["eval/test/loss"] == pytest.approx(results["eval/test/loss"], rel=0.05)  # the best checkpoint may be an earlier one
+    logged = next(line for line in launch.lines(folder / "run") if line["step"] == evaluation["checkpoint"] and "eval/test/loss" in line)
+    for role in ("train", "validation", "test"):
+        assert results[f"eval/{role}/loss"] == pytest.approx(logged[f"eval/{role}/loss"], rel=1e-5)
+
+
+def test_a_run_takes_its_own_data_wherever_it_lies_and_no_other(setup):
+    folder, _ = setup
+    run = session.open_run(str(folder / "run"))
+    run.config.data.dir = str(shutil.copytree(folder / "data", folder / "moved"))
+    assert {role: len(source) for role, source in session.sources(run).items()} == {"train": 96, "validation": 24, "test": 27}
+    run.config.data.dir = toys.pictures(folder / "other", seed=1)
+    with pytest.raises(UserError, match="other holds other data than .*run was trained on"):
+        session.sources(run)
 
 
 def test_a_judge_looks_at_samples(setup):

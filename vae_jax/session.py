@@ -126,9 +126,13 @@ def example(spec: records.Spec, batch: int) -> dict[str, np.ndarray]:
 
 
 def sources(run: Session, roles=("train", "validation", "test")) -> dict:
-    """{role: Source} of the splits the run's configuration names."""
+    """{role: Source} of the splits the run's configuration names. Raises UserError where the data is not what the run was trained on."""
     data = run.config.data
-    return {role: datas.Source(data.dir, getattr(data, role), data.memory_mb) for role in roles if getattr(data, role)}
+    found = {role: datas.Source(data.dir, getattr(data, role), data.memory_mb) for role in roles if getattr(data, role)}
+    if any(source.split.digest != run.spec.digest for source in found.values()):
+        raise UserError(f"{data.dir} holds other data than {run.workdir} was trained on (the digest in its spec.json differs): prepare the same data "
+                        "there again, or give another data set with --data where the verb has it.")
+    return found
 
 
 def seen(run: Session, source: datas.Source, examples: int, batch: int = 500) -> np.ndarray:
