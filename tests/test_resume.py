@@ -93,15 +93,20 @@ def test_a_longer_run_goes_on(setup):
     assert launch.lines(folder / "longer")[-1]["step"] == STEPS + 20
 
 
-def test_a_value_that_is_not_finite_stops_the_run_and_is_never_saved(setup):
+@pytest.mark.parametrize("lr, sentence", [("1e18", "The last good checkpoint is step "), ("1e39", "No checkpoint was saved before that.")])
+def test_a_value_that_is_not_finite_stops_the_run_and_is_never_saved(setup, lr, sentence):
     folder, config = setup
-    workdir = folder / "nan"
-    # It goes wrong a few steps in, is saved at every step, and the log looks only at step 50.
-    found = launch.run("train", f"--config={config}", f"--workdir={workdir}", "--config.optim.lr=1e18", "--config.optim.clip=0.0",
+    workdir = folder / f"nan{lr}"
+    # 1e18 goes wrong a few steps in, 1e39 in the first update, whose metrics are finite. Every step is to be saved, and the log looks only at step 50.
+    found = launch.run("train", f"--config={config}", f"--workdir={workdir}", f"--config.optim.lr={lr}", "--config.optim.clip=0.0",
                        "--config.run.save_every=1", "--config.run.log_every=50")
     assert found.returncode == 2 and "were not finite" in found.stderr and "Traceback" not in found.stderr
-    tree, step = checkpoint.read_tree(workdir / "checkpoints", ("params",))
-    assert 0 < step < 50 and all(np.isfinite(v).all() for v in jax.tree.leaves(tree))
+    assert sentence in found.stderr and len(found.stderr.splitlines()[-1]) < 500, found.stderr
+    steps = checkpoint.Checkpoints(workdir / "checkpoints", keep=99).steps()
+    assert all(0 < step < 50 for step in steps) and bool(steps) == (lr == "1e18")
+    for saved, step in [(workdir / "checkpoints", step) for step in steps] + [(workdir / "best_main", 0)]:
+        tree, _ = checkpoint.read_tree(saved, ("params", "variables", "opt", "ema"), step)
+        assert all(np.isfinite(v).all() for v in jax.tree.leaves(tree))
 
 
 @pytest.mark.parametrize("flag, sentence", [

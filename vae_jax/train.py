@@ -12,6 +12,7 @@ import json
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
@@ -24,6 +25,7 @@ from vae_jax import update as updates
 from vae_jax.config import Config, UserError
 
 AHEAD = 2  # steps dispatched before the oldest is waited for: enough to keep a device busy
+NAMED = 5  # values that are not finite, at most, in the message
 
 
 @dataclasses.dataclass
@@ -108,16 +110,27 @@ def _train(config: Config, workdir: epath.Path, mesh, clock: metrics.Clock, leav
             return
         s, values, pending = pending[0], jax.device_get(pending[1]), None
         if not values["finite"]:
-            bad = int(values["bad_step"])
-            names = _metric_names(task, config, state, example, bad)
-            terms = updates.bad_terms(values["bad_terms"], names)
-            saves.finish()
-            raise UserError(f"training stopped: at step {bad} these were not finite: {', '.join(terms)}. "
-                            f"The last good checkpoint is step {saves.latest()}. Lower config.optim.lr or set config.optim.clip, in a new --workdir.")
+            require_finite()  # raises: the state remembers its first bad step
         line = {f"train/{k}": float(v) for k, v in values.items() if k not in ("finite", "bad_step", "bad_terms")}
         line["train/lr"] = float(optim.learning_rate(config.optim, config.optim.decay_steps, s, np))
         writer.write(s, line | clock.report(s))
         bar.show(s, line["train/loss"], clock)
+
+    def require_finite():
+        """Asked before every save. Raises UserError naming the first metrics that were not finite, or the leaves of the state that are not."""
+        bad = int(jax.device_get(state.bad_step))
+        if bad != updates.NEVER:
+            names, when = updates.bad_terms(jax.device_get(state.bad_terms), _metric_names(task, config, state, example, bad)), f"at step {bad}"
+        else:
+            with clock.span("save"):
+                names, when = _not_finite(state), f"after {step} steps"
+            if not names:
+                return
+        saves.finish()
+        good = saves.latest()
+        raise UserError(f"training stopped: {when} these were not finite: {', '.join(names[:NAMED])}{', ...' * (len(names) > NAMED)}. "
+                        f"{'No checkpoint was saved before that' if good is None else f'The last good checkpoint is step {good}'}. "
+                        "Lower config.optim.lr or set config.optim.clip, in a new --workdir.")
 
     try:
         while True:
@@ -130,7 +143,8 @@ def _train(config: Config, workdir: epath.Path, mesh, clock: metrics.Clock, leav
                 if result:
                     writer.write(step, result)
                     bar.evaluated(step, result)
-                    if config.data.validation and _judge(config, task.stage(step), result, progress) and _check_finite(state):
+                    if config.data.validation and _judge(config, task.stage(step), result, progress):
+                        require_finite()
                         stage = task.stage(step)
                         if stage not in best:
                             best[stage] = checkpoint.Checkpoints(workdir / f"best_{stage}", keep=1)
@@ -141,12 +155,12 @@ def _train(config: Config, workdir: epath.Path, mesh, clock: metrics.Clock, leav
             leave = leaving.now()
             if last or stop or leave or (step and step % config.run.save_every == 0):
                 flush()
-                if _check_finite(state):
-                    with clock.span("save"):
-                        for folder in best.values():
-                            folder.finish()  # before a step that tells of it
-                        writer.sync()  # and a step that is sealed must not lack its lines
-                        saves.save(step, state, {"progress": dataclasses.asdict(before)})
+                require_finite()
+                with clock.span("save"):
+                    for folder in best.values():
+                        folder.finish()  # before a step that tells of it
+                    writer.sync()  # and a step that is sealed must not lack its lines
+                    saves.save(step, state, {"progress": dataclasses.asdict(before)})
             if last or stop or leave:
                 break
 
@@ -229,9 +243,15 @@ def _judge(config, stage, result, progress) -> bool:
     return True
 
 
-def _check_finite(state) -> bool:
-    """False for a state after a bad step: such a state is never saved (the log point names the step and the term)."""
-    return int(jax.device_get(state.bad_step)) == updates.NEVER
+def _not_finite(state) -> list[str]:
+    """Paths of the leaves that hold a value that is not finite. Metrics tell of it a step late: they look at the weights before the update."""
+    parts = {"params": state.params, "variables": state.variables, "opt": state.opt, "ema": state.ema}
+    leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in jax.tree.leaves_with_path(parts)
+              if jnp.issubdtype(x.dtype, jnp.inexact)}
+    return [name for name, whole in zip(leaves, jax.device_get(_finite(list(leaves.values())))) if not whole]
+
+
+_finite = jax.jit(lambda leaves: jnp.array([jnp.all(jnp.isfinite(x)) for x in leaves]))
 
 
 def _metric_names(task, config, state, example, step):
