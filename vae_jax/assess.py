@@ -34,7 +34,11 @@ def assess(run: session.Session, measures=(), measure_batch: int = 100, judge: s
     found = splits(run, sources, interrupted)
     if found is None:
         return None
-    found |= codes_and_pictures(run, sources) | resynthesised(run, sources)
+    for figures in (codes_and_pictures, resynthesised):
+        values = figures(run, sources, interrupted)
+        if values is None:
+            return None
+        found |= values
     if judge:
         verdict = judged(run, judge, sources, interrupted)
         if verdict is None:
@@ -80,7 +84,7 @@ def measure(run, source: datas.Source, name: str, amount: int, batch: int, inter
     return found | {f"eval/test/{name}_samples": amount, f"perf/{name}_seconds": time.monotonic() - begin}
 
 
-def codes_and_pictures(run, sources: dict) -> dict:
+def codes_and_pictures(run, sources: dict, interrupted=lambda: False) -> dict | None:
     """Held out, beside PCA (as wide as the code, and narrower) and the mean training picture: squared error and overlap at threshold 0.5. Of the
     codes: information about the picture in nats (it cannot exceed log n), and how well directions follow the factors stored with the data."""
     if run.task.encode is None or run.task.decode is None or "test" not in sources:
@@ -91,7 +95,9 @@ def codes_and_pictures(run, sources: dict) -> dict:
         made = run.task.decode(params, variables, code["mean"], run.task.condition and run.task.condition(batch))
         return {**code, "made": made["image"], "image": run.task.front.analyse(batch)}
 
-    held = evaluate.collect(rebuild, run.params, run.variables, sources["test"], run.mesh, run.config.eval.batch, ENCODED)
+    held = evaluate.collect(rebuild, run.params, run.variables, sources["test"], run.mesh, run.config.eval.batch, ENCODED, interrupted)
+    if held is None:
+        return None
     width, sound = held["mean"].shape[1], run.task.front.kind == "audio"
     linear = pca.fit(session.seen(run, sources["train"], baseline(run)), width)
     squared = {f"pca_{k}": pca.errors(linear, held["image"], k) for k in (*(k for k in NARROWER if k < width), width)}
@@ -130,7 +136,7 @@ def mixture(run):
     return priors.get(m.prior, m.latent, m.components, m.covariance).dist(run.params["prior"])
 
 
-def resynthesised(run, sources: dict) -> dict:
+def resynthesised(run, sources: dict, interrupted=lambda: False) -> dict | None:
     """How far held-out sounds are, as heard, from what the vocoder alone and model and vocoder make of them: log-spectral RMSE in dB at one rate
     and with one window whatever the front, so that fronts can be compared. 80 dB below each recording's peak is the floor."""
     front = run.task.front
@@ -143,7 +149,9 @@ def resynthesised(run, sources: dict) -> dict:
         return {"original": fronts.wave(batch), "vocoder": front.sound(front.analyse(batch), level, key),
                 "heard": front.sound(made["image"], made.get("level"), key)}
 
-    rows = evaluate.collect(hear, run.params, run.variables, sources["test"], run.mesh, min(50, run.config.eval.batch), HEARD)
+    rows = evaluate.collect(hear, run.params, run.variables, sources["test"], run.mesh, min(50, run.config.eval.batch), HEARD, interrupted)
+    if rows is None:
+        return None
     spectra = {}
     for name, waves in rows.items():
         if front.rate != HEARD_RATE:
@@ -220,9 +228,11 @@ def judged(run, judge: str, sources: dict, interrupted=lambda: False) -> dict | 
         among, real = session.seen(run, sources["train"], baseline(run)), session.seen(run, sources["test"], COMPARED)
         far, real_far = (float(np.median(picture_measures.nearest(x, among)[0])) for x in (pictures[:COMPARED], real))
         found |= {"judge/nearest": far / real_far, "judge/diversity": picture_measures.diversity(pictures) / picture_measures.diversity(real)}
+    if not labels or other.config.model.label != "label" or labels != other.spec.fields["label"].labels:
+        return found  # it tells other classes apart than this run's data has
     if run.task.condition:
         return found | {"judge/agreement": float(np.mean(chance.argmax(-1) == request["label"]))}
-    if not (run.task.encode and run.task.decode and other.config.model.label == "label" and labels == other.spec.fields["label"].labels):
+    if run.task.encode is None or run.task.decode is None:
         return found
     gaussians = class_gaussians(run, interrupted)
     if gaussians is None:

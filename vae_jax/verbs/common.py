@@ -32,7 +32,7 @@ def new_workdir() -> str:
     try:
         epath.Path(WORKDIR.value).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"--workdir={WORKDIR.value} cannot be made ({error.strerror if isinstance(error, OSError) else error}).") from None
+        raise UserError(f"--workdir={WORKDIR.value} cannot be made ({getattr(error, 'strerror', None) or error}).") from None
     return WORKDIR.value
 
 

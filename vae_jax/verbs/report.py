@@ -31,7 +31,7 @@ def main(started: float) -> int:
             rows = np.random.default_rng(0).permutation(len(rows))
         splits[role] = source.read(rows[:min(assess.baseline(run), held)])
     device = jax.devices()[0]
-    info = {"name": run.config.name or run.config.task, "command": f"python -m vae_jax report --workdir={common.WORKDIR.value}",
+    info = {"name": run.config.name or run.config.task, "command": " ".join(["python -m vae_jax report", f"--workdir={common.WORKDIR.value}", *_given()]),
             "task": run.config.task, "seed": run.config.seed, "checkpoint": f"step {run.step:,}", "data": run.spec.name,
             "machine": f"{run.mesh.size} x {device.device_kind}, jax {jax.__version__}"}
     names, prior = {name: field.labels for name, field in run.spec.fields.items() if field.labels}, getattr(run.config.model, "prior", "")
@@ -40,6 +40,11 @@ def main(started: float) -> int:
     if meshes.is_main():
         print(f"report: {report.write(run.workdir, made)}")
     return 0
+
+
+def _given() -> list[str]:
+    """The flags, besides the folder, that shape the page."""
+    return ["--animate"] * ANIMATE.value + [f"--checkpoint={trained.CHECKPOINT.value}"] * trained.CHECKPOINT.present
 
 
 def _frames(run, splits) -> dict:
