@@ -137,6 +137,8 @@ def _file(path, name, items, skipped, sniff, expected):
 
 def _member_fault(name, size, seen):
     """Why an archive member is left out before its bytes are looked at, or None."""
+    if not name:
+        return "a file without a name in the archive"
     if name.startswith("/") or ".." in name.split("/"):
         return "unsafe name in an archive"
     if size > MAX_FILE_MB << 20:
@@ -156,7 +158,7 @@ def _list_zip(path, sniff, expected):
             for position in sorted(range(len(members)), key=lambda i: members[i].filename):
                 member = members[position]
                 name = text(member.filename)
-                if member.is_dir():
+                if name.endswith("/"):
                     continue
                 total += member.file_size
                 mode = member.external_attr >> 16

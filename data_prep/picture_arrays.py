@@ -2,9 +2,11 @@
 
 import contextlib
 import gzip
+import lzma
 import math
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,8 +20,10 @@ from data_prep.tfds_source import open_builder, split_name
 from vae_jax.config import UserError
 
 MAX_BYTES = 8 << 30  # of one array unpacked
+MAX_GROWTH = 1032  # bytes that deflate makes of one, at most (zlib's technical details); a header that says more would list pictures without end
 IDX_NAME = re.compile(r"(?:.*/)?(.*?)[-_.]?images?[-.]idx3[-.]ubyte(\.gz)?")
-BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, NotImplementedError, ValueError, OSError, RuntimeError, KeyError, SyntaxError)
+BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, lzma.LZMAError, struct.error, tokenize.TokenError, NotImplementedError,
+          ValueError, TypeError, OSError, RuntimeError, KeyError, SyntaxError)
 
 
 class Part(NamedTuple):
@@ -72,11 +76,19 @@ def _stream(found, item):
 
 def _idx_header(file, item):
     """(shape) of an IDX file of unsigned bytes, big-endian sizes (yann.lecun.com/exdb/mnist)."""
-    axes = file.read(4)[3]
+    axes, = struct.unpack("3xB", file.read(4))
     shape = struct.unpack(f">{axes}I", file.read(4 * axes))
     if math.prod(shape) > MAX_BYTES:
         raise UserError(f"{printable(item.name)} says it holds {math.prod(shape) >> 30} GB: more than is unpacked.")
+    if math.prod(shape) > MAX_GROWTH * item.bytes:
+        raise EOFError("it is far shorter than it declares")
     return shape
+
+
+def _check_shape(name, shape):
+    if len(shape) < 3 or min(shape[1:]) < 1:
+        raise UserError(f"{printable(name)} has the shape {shape}: pictures need [count, height, width] or "
+                        "[count, height, width, channels] and no side 0.")
 
 
 def _idx_blocks(found, item, shape):
@@ -112,6 +124,7 @@ def _idx_parts(found, items):
         elif not IDX_NAME.fullmatch(item.name) and len(items) > 2:
             raise UserError(f"{printable(item.name)} holds pictures, but its name is not like train-images-idx3-ubyte: give it alone as --source.")
         else:
+            _check_shape(item.name, shape)
             pictures[item] = shape
     if not pictures:
         raise UserError(f"{printable(str(found.source))} holds IDX labels but no pictures.")
@@ -152,7 +165,9 @@ def _npz_parts(found, item):
                     raise UserError(f"{printable(item.name)} says it holds more than {MAX_BYTES >> 30} GB: refused.")
                 if dtype.hasobject or kind == "x" and dtype.kind not in "bfu" or dtype.kind == "u" and kind == "x" and dtype.itemsize > 1:
                     raise UserError(f"{printable(item.name)}: {member.filename} is {dtype}; pictures must be uint8, bool, or float in 0..1.")
-                if stream.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
+                if kind == "x":
+                    _check_shape(f"{item.name}: {member.filename}", shape)
+                if stream.tell() + math.prod(shape) * dtype.itemsize != member.file_size or member.file_size > MAX_GROWTH * item.bytes:
                     raise UserError(f"{printable(item.name)}: {member.filename} does not have the size its header says.")
             key = (split_of(words), kind)
             if key in arrays:
@@ -161,7 +176,7 @@ def _npz_parts(found, item):
     parts = []
     for (split, kind), (key, shape) in arrays.items():
         if kind == "x":
-            labels = _npz_labels(found, item, arrays.get((split, "y")), shape[0] if shape else 0)
+            labels = _npz_labels(found, item, arrays.get((split, "y")), shape[0])
             parts.append(Part(split, f"{item.name}/{key.removesuffix('.npy')}", shape[0], labels, None,
                               lambda key=key: iter(_npz_array(found, item, key))))
     if not parts:

@@ -265,6 +265,9 @@ def test_idx(tmp_path, digits):
     (lambda f: (f / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(29, np.uint8))), "30 pictures, but .* 29 labels"),
     (lambda f: (f / "train-images-idx3-ubyte").write_bytes(struct.pack(">HBBIII", 0, 8, 3, 2**31, 2**12, 2**12)), "more than is unpacked"),
     (lambda f: (f / "train-images-idx3-ubyte").write_bytes(gzip.compress(idx(noise(30, 6, 5)))[:-30]), "damaged"),
+    (lambda f: (f / "train-images-idx3-ubyte").write_bytes(struct.pack(">HBBI", 0, 8, 3, 30)), "train-images-idx3-ubyte is damaged"),
+    (lambda f: (f / "train-images-idx3-ubyte").write_bytes(struct.pack(">HBBIII", 0, 8, 3, 2**30, 1, 1)), "far shorter than it declares"),
+    (lambda f: (f / "train-images-idx3-ubyte").write_bytes(struct.pack(">HBBIII", 0, 8, 3, 30, 0, 5)), r"shape \(30, 0, 5\): .* no side 0"),
     (lambda f: [(f / f"{s}-images-idx3-ubyte").unlink() for s in ("train", "t10k")], "labels but no pictures"),
     (lambda f: shutil.copy(f / "train-images-idx3-ubyte", f / "x-train-images-idx3-ubyte"), "more than one array"),
     (lambda f: (f / "x.png").write_bytes(png(noise(6, 5))), "both arrays .* and single pictures"),
@@ -298,12 +301,34 @@ def test_npz_refused(tmp_path):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("images.npy", header.getvalue())
 
+    def header(text):
+        def write(path):
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("images.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text)
+
+        return write
+
+    def claim(path):
+        """A gigabyte of pictures of one pixel, which only the archive's directory confirms."""
+        text = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1073741824, 1, 1)}"
+        header(text)(path)
+        data = bytearray(path.read_bytes())
+        at = data.index(b"PK\1\2") + 24  # the member's size in the central directory
+        data[at:at + 4] = struct.pack("<I", 10 + len(text) + (1 << 30))
+        path.write_bytes(data)
+
     x = noise(4, 6, 5)
     cases = [(bomb, "more than 8 GB"), (lambda p: np.savez(p, images=np.array([{}], object)), "must be uint8"),
              (lambda p: np.savez(p, images=x.astype(np.int32)), "must be uint8"), (lambda p: np.savez(p, pictures=x), "should be named"),
              (lambda p: np.savez(p, images=x, labels=np.arange(3)), "should hold 4 whole numbers"),
              (lambda p: np.savez(p, images=x, x=x), "same split"),
-             (lambda p: np.savez(p, images=x, labels=np.array([0.5] * 4)), "whole numbers")]
+             (lambda p: np.savez(p, images=x, labels=np.array([0.5] * 4)), "whole numbers"),
+             (lambda p: np.savez(p, images=np.uint8(3)), r"shape \(\): pictures need"),
+             (lambda p: np.savez(p, images=x.reshape(4, -1)), r"shape \(4, 30\): pictures need"),
+             (lambda p: np.savez(p, images=x[:, :0]), r"shape \(4, 0, 5\): .* no side 0"),
+             (lambda p: np.savez(p, train_x=x, test_x=x[..., None][..., :0]), r"test_x.npy has the shape \(4, 6, 5, 0\)"),
+             (header(b"{'descr': '|u1', 'shape': (3,"), "damaged"), (header(b"{[]: 1}"), "damaged"),
+             (claim, "does not have the size")]
     for i, (make, says) in enumerate(cases):
         make(tmp_path / f"{i}.npz")
         with pytest.raises(UserError, match=says):
