@@ -1,7 +1,8 @@
 """Decodes untrusted files in worker processes: a crash, a hang or a memory bomb costs one file, never the preparation.
 
-Each worker lives under an address-space limit and a time limit a file. Workers answer with JSON and raw bytes, so nothing a
-broken decoder sends back is executed. Results come in the order of the tasks, whatever the number of workers and their speed.
+Each worker lives under a time limit a file and an address-space limit, which macOS does not enforce. Workers answer with JSON and raw
+bytes, so nothing a broken decoder sends back is executed. Results come in the order of the tasks, whatever the number of workers and their
+speed.
 A file too large to be held in memory is decoded from the open file and answered in parts.
 """
 
@@ -16,14 +17,17 @@ import multiprocessing.connection
 import os
 import resource
 import signal
+import socket
 import stat
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 WINDOW = 256  # tasks handed out or finished ahead of the next one due
-QUEUED, QUEUED_BYTES = 16, 1 << 15  # tasks and bytes sent ahead to a busy worker; less than a pipe holds, so sending never blocks
+QUEUED, QUEUED_BYTES = 16, 1 << 15  # tasks and bytes sent ahead to a busy worker; less than its pipe holds, so sending never blocks
+PIPE_BYTES = 1 << 18  # asked for, as macOS gives 8 KB: a worker whose answer waits and a parent whose task waits would wait for each other
 HELD_BYTES = 1 << 26  # of results that wait for their turn; beyond it only the worker at the next file due is read
 START_SECONDS = 60
 GONE = (EOFError, OSError, ValueError, KeyError, IndexError, TypeError)  # what reading from a dead or mad worker raises
@@ -114,12 +118,21 @@ def _answer(function, options, task, data, limit):
         yield {"reason": f"cannot be decoded ({type(error).__name__}: {error})"[:300]}, []
 
 
+def limit_memory(memory_bytes: int) -> None:
+    """Bounds this process's address space. Raises ValueError or OSError where the system refuses, but for macOS, where nothing can be had."""
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    except (ValueError, OSError):
+        if sys.platform != "darwin":
+            raise
+
+
 def _work(pipe, function, options, memory_bytes, file_bytes):
     """A worker's life: take a task, answer, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter("ignore")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # some C libraries comment on every damaged file
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    limit_memory(memory_bytes)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         pipe.send_bytes(b"ready")
@@ -139,6 +152,8 @@ class _Worker:
 
     def __init__(self, context, arguments):
         self.pipe, child = context.Pipe()
+        with socket.socket(fileno=os.dup(self.pipe.fileno())) as end:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIPE_BYTES)
         self.process = context.Process(target=_work, args=(child, *arguments), daemon=True)
         # The child inherits the mask: a Ctrl-C while it is still importing is the parent's affair.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -14,6 +14,11 @@ from data_prep.intake import Census, Item, printable, text
 from vae_jax.config import UserError
 
 
+def usable_cpus() -> int:
+    """How many CPUs this process may use, or, where the system does not say (macOS), how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def define_flags(values: flags.FlagValues, source: str) -> None:
     """The flags that every script has; `source`: what --source may be."""
     flags.DEFINE_string("source", None, source, flag_values=values)
@@ -24,7 +29,7 @@ def define_flags(values: flags.FlagValues, source: str) -> None:
     flags.DEFINE_string("group", "", "what stays together: a regular expression that captures a part of the name, or a table: file, tab, group",
                         flag_values=values)
     flags.DEFINE_integer("seed", 0, "of splits and random choices", 0, flag_values=values)
-    flags.DEFINE_integer("workers", len(os.sched_getaffinity(0)), "decoding processes", 1, 256, flag_values=values)
+    flags.DEFINE_integer("workers", min(256, usable_cpus()), "decoding processes", 1, 256, flag_values=values)
 
 
 def require(values: flags.FlagValues, *names: str) -> None:

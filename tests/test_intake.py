@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import multiprocessing
 import os
 import socket
 import sys
@@ -14,6 +15,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from absl import flags
 
 from data_prep import intake, pool, script, splits
 from vae_jax.config import UserError
@@ -154,6 +156,14 @@ def test_zip(tmp_path):
                                    "bomb": "grows more than 200-fold when unpacked"}
     contents = read_all(found)
     assert isinstance(contents.pop("broken"), pool.Skip) and contents == members
+
+
+def test_zip_member_without_a_name(tmp_path):
+    with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
+        archive.writestr(zipfile.ZipInfo(""), b"text")
+        archive.writestr("a", b"text")
+    found = take(tmp_path / "zip")
+    assert [item.name for item in found.items] == ["a"] and found.skipped == [("", "a file without a name in the archive")]
 
 
 def test_archive_bombs_and_damage(tmp_path, monkeypatch):
@@ -345,6 +355,46 @@ def test_workers_that_cannot_start():
         list(pool.decode([pool.Task(b"", None, None, {})], worker, {}, workers=1, memory_mb=1 << 60))
 
 
+def test_a_pipe_holds_what_is_sent_ahead(monkeypatch):
+    """A system whose socket pairs hold little, as macOS's, must not make sending block."""
+    kind, sender = type(multiprocessing.get_context("spawn")), []
+    make = kind.Pipe
+
+    def narrow(context):
+        ends = make(context)
+        sender.append(socket.socket(fileno=os.dup(ends[0].fileno())))
+        sender[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return ends
+
+    monkeypatch.setattr(kind, "Pipe", narrow)
+    assert run_pool(["good"], 1)[0].about == {"said": "good", "o": 1}
+    with sender[0]:
+        assert sender[0].getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) > 2 * pool.QUEUED_BYTES
+
+
+def test_the_memory_limit_may_fail_on_macos_only(monkeypatch):
+    def refuse(what, limits):
+        raise error
+
+    monkeypatch.setattr(pool.resource, "setrlimit", refuse)
+    for error in (ValueError("current limit exceeds maximum limit"), OSError(22, "Invalid argument")):
+        monkeypatch.setattr(sys, "platform", "darwin")
+        pool.limit_memory(1 << 30)
+        monkeypatch.setattr(sys, "platform", "linux")
+        with pytest.raises(type(error)):
+            pool.limit_memory(1 << 30)
+
+
+@pytest.mark.parametrize("told, workers", [(3, 3), (None, 1), (384, 256)])
+def test_workers_where_the_system_does_not_say_which_cpus_are_ours(told, workers, monkeypatch):
+    values = flags.FlagValues()
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: told)
+    script.define_flags(values, "")
+    values(["x"])
+    assert values.workers == workers
+
+
 # Groups, splits, manifest
 
 
@@ -430,8 +480,6 @@ def test_manifest_counts_every_file():
 @pytest.mark.parametrize("error, status, says", [(UserError("Mend this."), 2, "Mend this."), (KeyboardInterrupt(), 130, "interrupted"),
                                                  (PermissionError(13, "Permission denied", "a\nb"), 2, "a\\nb: Permission denied.")])
 def test_command_line_manners(error, status, says, monkeypatch, capsys):
-    from absl import flags
-
     def main():
         raise error
 
