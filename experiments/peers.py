@@ -1,6 +1,7 @@
 """The networks PyTorch users would run instead, shape for shape, for `bench` and for time to quality.
 
     python -m vae_jax bench --config=experiments/peers.py:mlp
+    python -c 'from experiments import peers; peers.write_npz("spectrogram", "spectrogram.npz")'     the same pictures for the other side
 
 Same batch, input size, strides, channels and latent size as the PyTorch side; Adam 1e-3, float32.
 """
@@ -25,3 +26,20 @@ def get_config(variant: str = "mlp") -> Config:
     model, data = VARIANTS[variant]
     return Config(name=f"peers-{variant}", model=model, data=data, optim=Optim(lr=1e-3),
                   eval=Eval(every=500, roles=("test",), batch=500), run=Run(steps=5000, log_every=100, save_every=5000))
+
+
+def write_npz(variant: str, path: str) -> None:
+    """The pictures that a variant sees, `train` and `test` [n, h, w]: stored uint8 ones as they are, spectrograms as floats in 0..1."""
+    import jax
+    import numpy as np
+
+    from vae_jax import data, fronts, records
+
+    config = get_config(variant)
+    front = fronts.get(records.open_folder(config.data.dir), config.model.sound, 2 ** len(config.model.hidden))
+    analyse, found = jax.jit(front.analyse), {}
+    for role in ("train", "test"):
+        source = data.Source(config.data.dir, role)
+        parts = [source.read(np.arange(i, min(i + 100, len(source)))) for i in range(0, len(source), 100)]
+        found[role] = np.concatenate([rows["image"] if front.kind == "image" else analyse({"audio": rows["audio"]}) for rows in parts])[..., 0]
+    np.savez(path, **found)
