@@ -19,12 +19,18 @@ def griffin_lim(
     phases=None,
     window_length: int | None = None,
     form: str = "rfft",
+    least: float = 0.05,
 ):
     """Signals [..., length] whose STFT magnitudes come near the given ones [..., 1 + length // hop, n_fft // 2 + 1].
 
     Starts from given `phases` (radians, shape of the magnitudes) or from `predicted_phases` drawn with `key`: exactly one of the two.
     window_length and form are those of `stft`. Magnitudes of any scale give the same signal at that scale. Perraudin, Balazs and Sondergaard
     2013, A fast Griffin-Lim algorithm, alpha = momentum; momentum 0 is Griffin and Lim 1984. Raises UserError for a frame count that does not fit the length.
+
+    least: that of `istft`. 0 is the paper's exact inverse and, from given phases, gives librosa's signal; but where one window's tail alone lies on the
+    last samples (half overlap, length % hop near hop) it puts clicks there, of hundreds of times the clip's peak at length % hop = hop - 1. The default
+    damps samples whose sum of squared windows is under 5 % of the largest: at n_fft 512, hop 256 there are some where length % hop > 176. Such signals
+    differ from librosa's by up to their own peak at the end, the last 8 windows after 60 iterations; other lengths are untouched.
     """
     frames = magnitude_btf.shape[-2]
     if hop < 1 or length < 1 or frames != 1 + length // hop:
@@ -34,7 +40,7 @@ def griffin_lim(
     magnitude_btf = jnp.asarray(magnitude_btf, jnp.float32)
     if phases is None:
         phases = _predict(magnitude_btf, key, hop, window_length)
-    return _descend(magnitude_btf, phases, momentum, hop, length, iterations, window_length, form)
+    return _descend(magnitude_btf, phases, momentum, hop, length, iterations, window_length, form, least)
 
 
 def predicted_phases(magnitude_btf, key, hop: int, window_length: int | None = None):
@@ -85,14 +91,13 @@ def _summits(x):
     return jnp.where(right > left, behind, before)
 
 
-def _fast_griffin_lim(target, phases, momentum, hop, length, iterations, window_length, form):
+def _fast_griffin_lim(target, phases, momentum, hop, length, iterations, window_length, form, least):
     peak = jnp.max(target, (-2, -1), keepdims=True)
     target = target / jnp.where(peak > 0, peak, 1.0)  # so that one small constant guards the division for clips of any level
     n_fft = 2 * (target.shape[-1] - 1)
 
     def signal(spectrum):
-        # Exact inversion would put clicks of up to 700 times the clip's peak on its last samples where only one window's tail lies on them
-        return istft(spectrum, hop, length, window_length, form, least=0.05)
+        return istft(spectrum, hop, length, window_length, form, least)
 
     def step(_, carry):
         spectrum, previous = carry
@@ -106,5 +111,5 @@ def _fast_griffin_lim(target, phases, momentum, hop, length, iterations, window_
     return signal(spectrum) * peak[..., 0]
 
 
-_descend = jax.jit(_fast_griffin_lim, static_argnums=(3, 4, 6, 7))
+_descend = jax.jit(_fast_griffin_lim, static_argnums=(3, 4, 6, 7, 8))
 _predict = jax.jit(predicted_phases, static_argnums=(2, 3))
