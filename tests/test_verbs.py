@@ -145,3 +145,16 @@ def test_verify_says_where_a_data_set_is_damaged(setup):
     found = launch.run("verify", f"--data={folder / 'data'}")
     shard.write_bytes(whole)
     assert found.returncode == 2 and shard.name in found.stderr and "record 0" in found.stderr and "Traceback" not in found.stderr
+
+
+def test_bench_times_griffin_lim_beside_librosas(setup, tmp_path):
+    toys.sounds(tmp_path / "tones")
+    sounds = ("--config=experiments/genres.py", f"--config.data.dir={tmp_path / 'tones'}", "--config.run.compile_cache=", "--config.model.sound.n_fft=64",
+              "--config.model.sound.hop=32", "--config.model.sound.iterations=10")
+    found = json.loads(verb("bench", *sounds, "--griffin_lim=12"))
+    assert found["clips"] == 12 and found["seconds"] == 12 * toys.SAMPLES / toys.RATE and found["iterations"] == 10 and found["device"] == "cpu"
+    assert min(found["ours_s"], found["librosa_s"], found["ratio"], found["compile_s"]) > 0
+    assert 0 < found["ours_convergence"] < 0.5 and 0 < found["librosa_convergence"] < 0.5
+    for flags, sentence in (((f"--config={setup[1]}", "--griffin_lim=2"), "holds none"), ((*sounds, "--griffin_lim=25"), "more clips than the 24")):
+        refused = launch.run("bench", *flags)
+        assert refused.returncode == 2 and sentence in refused.stderr and "Traceback" not in refused.stderr
