@@ -67,7 +67,7 @@ def _split(run) -> int:
     batch = run.config.eval.batch if front.kind == "image" else min(run.config.eval.batch, HEARD, COUNT.value)
     with session.Leaving() as leaving:
         rows = evaluate.collect(_rebuild(run, front.kind == "audio"), run.params, run.variables, source, run.mesh, batch, COUNT.value, leaving.now)
-        other = rows is not None and DATA.value and source.split.digest != run.spec.digest
+        other = rows is not None and source.split.digest != run.spec.digest
         held = f"; {_held_out(run, leaving.now)}" if other else ""
     if rows is None or not meshes.is_main():
         trained.left(rows is None)
@@ -227,9 +227,7 @@ def _held_out(run, interrupted) -> str:
     try:
         source = session.sources(run, (role,))[role]
     except UserError:
-        return "the run's data is gone, so there is no held-out error to compare it with"
-    if source.split.digest != run.spec.digest:
-        return f"{run.config.data.dir} holds other data now, so there is no held-out error to compare it with"
+        return "the run's own data is gone or has changed, so there is no held-out error to compare it with"
     rows = evaluate.collect(_rebuild(run, False), run.params, run.variables, source, run.mesh, run.config.eval.batch, COMPARED, interrupted)
     if rows is None:
         return "its held-out error was not measured, as asked"
