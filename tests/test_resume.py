@@ -111,7 +111,8 @@ def test_a_value_that_is_not_finite_stops_the_run_and_is_never_saved(setup, lr, 
 
 @pytest.mark.parametrize("flag, sentence", [
     ("--config.data.dir=nowhere", "nowhere"), ("--config.data.batch=0", "config.data.batch"), ("--config.model.family=cubist", "config.model.family"),
-    ("--config.optim.lr=fast", "lr"), ("--config.data.train=trian", "trian"), ("--config.nonsense=1", "nonsense"), ("--config.task=poetry", "poetry")])
+    ("--config.optim.lr=fast", "lr"), ("--config.data.train=trian", "trian"), ("--config.nonsense=1", "nonsense"), ("--config.task=poetry", "poetry"),
+    ("--config.eval.metric=beauty", "config.eval.metric='beauty'")])
 def test_mistakes_are_one_sentence(setup, flag, sentence):
     folder, config = setup
     found = launch.run("train", f"--config={config}", f"--workdir={folder / 'mistake'}", flag)

@@ -80,6 +80,9 @@ def _train(config: Config, workdir: epath.Path, mesh, clock: metrics.Clock, leav
     init = jax.jit(lambda b: updates.init_state(task, config, b), out_shardings=meshes.replicated(mesh))
     shapes = jax.eval_shape(init, example)
     target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=meshes.replicated(mesh)), shapes)
+    sums_fn = evaluate.make_sums(task.metrics, mesh)
+    if config.data.validation:
+        _known_metric(config.eval.metric, _reported(config, task, sums_fn, shapes, spec, mesh))
 
     # ---- restore or init ----------------------------------------------------------------------------------------------
     saves = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.run.keep)
@@ -98,7 +101,6 @@ def _train(config: Config, workdir: epath.Path, mesh, clock: metrics.Clock, leav
         print(_overview(config, source, shapes, mesh, step), file=sys.stderr, flush=True)
 
     update = updates.make_update(task, config, mesh)
-    sums_fn = evaluate.make_sums(task.metrics, mesh)
     eval_key = jax.random.key(config.seed + 1)
     batches = datas.train_batches(source, mesh, config.seed, step, config.data.batch)
     pending, result, compiled, running, whole = None, {}, set(), collections.deque(), False
@@ -230,12 +232,23 @@ def _evaluate(config, task, sums_fn, state, held_out, mesh, key, step, leaving) 
     return found
 
 
+def _reported(config, task, sums_fn, shapes, spec, mesh) -> set[str]:
+    """Names of what an evaluation reports, without one: the summary of sums that are all 1."""
+    batch = meshes.round_up(mesh, config.eval.batch)
+    rows = session.example(spec, batch) | {"mask": np.ones(batch, np.float32)}
+    sums = jax.eval_shape(sums_fn, updates.eval_params(shapes), shapes.variables, rows, jax.random.key(0))
+    return set(task.summary(*jax.tree.map(lambda s: np.ones(s.shape), sums), batch))
+
+
+def _known_metric(metric, reported) -> None:
+    if metric not in reported:
+        raise UserError(f"config.eval.metric={metric!r} is not among what this task reports: {', '.join(sorted(reported))}.")
+
+
 def _judge(config, stage, result, progress) -> bool:
     """True if this is the stage's best validation so far; counts the evaluations without improvement."""
     path = f"eval/validation/{config.eval.metric}"
-    if path not in result:
-        raise UserError(f"config.eval.metric={config.eval.metric!r} is not among what this task reports: "
-                        f"{', '.join(sorted({p.split('/', 2)[2] for p in result}))}.")
+    _known_metric(config.eval.metric, {p.split("/", 2)[2] for p in result})  # some are reported for some data only
     if not result[path] < progress.best.get(stage, np.inf):
         progress.waited += 1
         return False
