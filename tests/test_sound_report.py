@@ -16,6 +16,7 @@ from PIL import Image
 from sklearn import metrics
 
 from vae_jax import data, fronts, records, report
+from vae_jax.config import UserError
 from vae_jax.latents import pca
 from vae_jax.media import figures, images, sounds
 from vae_jax.tasks import Task
@@ -345,3 +346,15 @@ def test_a_file_that_holds_no_sound_is_one_sentence(trained, wave, sentence):
     found = launch.run("reconstruct", f"--workdir={trained / 'run'}", f"--wav={path}")
     assert found.returncode == 2 and f"--wav={path} cannot be used: {sentence}." in found.stderr and "Traceback" not in found.stderr, found.stderr
     assert not list((trained / "run").glob("reconstructions/wav-nothing*"))
+
+
+def test_a_conditional_model_refuses_other_classes():
+    from vae_jax.verbs import reconstruct
+
+    field = lambda *names: {"image": records.Field((2, 2, 1), "uint8"), "label": records.Field((), "int64", names)}
+    run = types.SimpleNamespace(task=types.SimpleNamespace(front=types.SimpleNamespace(kind="image"), condition=len),
+                                spec=types.SimpleNamespace(fields=field("left", "right")))
+    for names in (("right", "up", "left"), ("right", "left")):
+        source = types.SimpleNamespace(split=types.SimpleNamespace(fields=field(*names)), fields=("image", "label"))
+        with pytest.raises(UserError, match="left, right, but other has right"):
+            reconstruct._check(run, "other", source)

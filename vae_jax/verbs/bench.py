@@ -15,6 +15,7 @@ import functools
 import json
 import resource
 import statistics
+import sys
 import time
 
 from absl import flags
@@ -84,7 +85,7 @@ def bench(config, steps: int, started: float) -> dict:
         "compile_s": round(compile_s, 2), "command_to_first_step_s": round(first_step_s, 2), "flops_per_step": flops,
         "flops_per_sec": round(flops / step), "peak_flops": round(peak), "peak_share": round(flops / step / peak, 3),
         "step_memory_mb": round((memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20, 1) if memory else None,
-        "peak_memory_mb": round(stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**20, 1),
+        "peak_memory_mb": round(stats.get("peak_bytes_in_use", _most_memory()) / 2**20, 1),
     }
 
 
@@ -155,3 +156,8 @@ def _convergence(found, target) -> float:
     import jax.numpy as jnp
 
     return float(jnp.mean(jnp.linalg.norm(found - target, axis=(1, 2)) / jnp.linalg.norm(target, axis=(1, 2))))
+
+
+def _most_memory() -> int:
+    """Bytes this process held at most: Linux counts in KiB, macOS in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -118,6 +118,9 @@ def _check(run, origin, source) -> None:
                             f"--seconds={wanted[0] / rate:g}.")
     if run.task.condition and "label" not in source.fields:
         raise UserError(f"the model is conditional, but {origin} has no labels; prepare it from sub-folders named by class.")
+    if run.task.condition and given["label"].labels != run.spec.fields["label"].labels:
+        raise UserError(f"the model is conditional on the classes {', '.join(run.spec.fields['label'].labels[:20])}, but {origin} has "
+                        f"{', '.join(given['label'].labels[:20])}; prepare it from sub-folders with the same names, all of them.")
 
 
 def _file(run) -> int:
