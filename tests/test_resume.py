@@ -1,7 +1,9 @@
 """A run that is killed and started again equals an unbroken one bit for bit; signals save and leave; bad runs say why."""
 
+import dataclasses
 import json
 import random
+import runpy
 import shutil
 import signal
 
@@ -10,11 +12,13 @@ import launch
 import numpy as np
 import pytest
 import toys
+from etils import epath
 
-from vae_jax import checkpoint, records, session, tasks
+from vae_jax import checkpoint, records, session, tasks, train
 from vae_jax import config as configs
 from vae_jax import mesh as meshes
 from vae_jax import update as updates
+from vae_jax.config import UserError
 
 STEPS = 400
 
@@ -29,16 +33,18 @@ def setup(tmp_path_factory):
 
 
 def everything(workdir):
-    """All that must be equal: every leaf of the last checkpoint, the loop's progress, and the log without perf/."""
+    """All that must be equal: every leaf of the last and the best checkpoint, their [meta, step] with the loop's progress, the log without perf/."""
     config, mesh = configs.read(workdir), meshes.make(1)
     spec = records.Spec.from_dict(json.loads((workdir / "spec.json").read_text()))
     task = tasks.get(config, spec)
     shapes = jax.eval_shape(lambda b: updates.init_state(task, config, b), session.example(spec, config.data.batch))
     target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=meshes.replicated(mesh)), shapes)
-    state, meta, step = checkpoint.Checkpoints(workdir / "checkpoints").restore(target)
-    leaves = {jax.tree_util.keystr(k): v for k, v in jax.tree.leaves_with_path(state.replace(key=jax.random.key_data(state.key)))}
+    leaves, found = {}, {}
+    for name in ("checkpoints", "best_main"):
+        state, *found[name] = checkpoint.Checkpoints(workdir / name).restore(target)
+        leaves |= {name + jax.tree_util.keystr(k): v for k, v in jax.tree.leaves_with_path(state.replace(key=jax.random.key_data(state.key)))}
     log = [{k: v for k, v in line.items() if not k.startswith("perf/")} for line in launch.lines(workdir)]
-    return leaves, meta, step, log
+    return leaves, found, log
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -53,12 +59,13 @@ def test_killed_and_resumed_equals_unbroken(setup, seed):
     assert checkpoint.Checkpoints(workdir / "checkpoints").latest() != STEPS, "killed too late to test anything"
     again = launch.run("train", f"--config={config}", f"--workdir={workdir}")
     assert again.returncode == 0, again.stderr
-    (ours, meta, step, log), (expected, expected_meta, expected_step, expected_log) = everything(workdir), everything(folder / "whole")
-    assert ours.keys() == expected.keys() and len(ours) > 20
+    (ours, found, log), (expected, expected_found, expected_log) = everything(workdir), everything(folder / "whole")
+    assert ours.keys() == expected.keys() and len(ours) > 40
     for name in expected:
         np.testing.assert_array_equal(ours[name], expected[name], err_msg=name)
     assert log == expected_log
-    assert step == expected_step == STEPS and meta == expected_meta and meta["progress"]["best"]
+    (meta, step), (_, best) = found["checkpoints"], found["best_main"]
+    assert found == expected_found and step == STEPS and 0 < best <= STEPS and meta["progress"]["best"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -75,7 +82,7 @@ def test_signals_save_and_leave(setup, number):
     assert step is not None and f"saved step {step}" in out
     again = launch.run("train", f"--config={config}", f"--workdir={workdir}")
     assert again.returncode == 0, again.stderr
-    assert everything(workdir)[3] == everything(folder / "whole")[3]
+    assert everything(workdir)[2] == everything(folder / "whole")[2]
 
 
 def test_another_experiment_in_the_workdir_is_refused(setup):
@@ -83,6 +90,20 @@ def test_another_experiment_in_the_workdir_is_refused(setup):
     found = launch.run("train", f"--config={config}", f"--workdir={folder / 'whole'}", "--config.optim.lr=0.5", "--config.run.steps=999")
     assert found.returncode == 2 and "optim.lr: 0.002 stored, 0.5 given" in found.stderr and "Traceback" not in found.stderr
     assert "run.steps" not in found.stderr
+
+
+def test_killed_before_the_configuration_was_stored(setup, tmp_path):
+    """The next command, even with other data, begins the run; a folder with anything else is still refused."""
+    _, config = setup
+    for name in ("lock", "spec.json", "config.json.partial", "start_from_encoder.json"):
+        (tmp_path / name).write_text("{")
+    given = runpy.run_path(config)["get_config"]()
+    assert train.agree(given, epath.Path(tmp_path)).optim == dataclasses.replace(given.optim, decay_steps=STEPS)
+    spec = records.open_folder(given.data.dir)
+    assert session.same_spec(epath.Path(tmp_path), spec) is spec
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        train.agree(given, epath.Path(tmp_path))
 
 
 def test_a_longer_run_goes_on(setup):

@@ -90,7 +90,7 @@ def write_npz(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
 def same_spec(workdir: epath.Path, spec: records.Spec) -> records.Spec:
     """The data description `spec`. Raises UserError if WORKDIR was started with other data: their digest tells, wherever they lie."""
     path = workdir / "spec.json"
-    if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(spec.to_dict())):
+    if (workdir / "config.json").exists() and path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(spec.to_dict())):
         raise UserError(f"the data set is not the one {workdir} was started with ({path} differs from it): give the old data, or another --workdir.")
     return spec
 
@@ -99,7 +99,7 @@ def store(workdir: epath.Path, config: Config, spec: records.Spec) -> None:
     """Keeps configuration and data description in the run folder: every other verb reads them there, and sampling needs no data."""
     if meshes.is_main():
         write_json(workdir / "spec.json", spec.to_dict())
-        write_json(workdir / "config.json", configs.to_dict(config))
+        write_json(workdir / "config.json", configs.to_dict(config))  # last: without it there is no run here yet
 
 
 def open_run(workdir: str, which: str = "best") -> Session:

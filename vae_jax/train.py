@@ -62,7 +62,7 @@ def agree(config: Config, workdir: epath.Path) -> Config:
         if changed:
             raise UserError(f"{workdir} holds another run. It differs in config.{'; config.'.join(changed)}. "
                             "Only config.run may change when a run is resumed: give another --workdir, or the stored values.")
-    elif any(p.name != "lock" and not p.name.startswith("start_from_") for p in workdir.iterdir()):
+    elif any(p.name not in ("lock", "spec.json") and p.suffix != ".partial" and not p.name.startswith("start_from_") for p in workdir.iterdir()):
         raise UserError(f"{workdir} is not empty and holds no run (no config.json): give another --workdir.")
     config.optim.decay_steps = config.optim.decay_steps or config.run.steps
     return config
