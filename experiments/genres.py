@@ -15,6 +15,6 @@ def get_config() -> Config:
                       sound=fronts.Sound(hop=232))  # 96 frames a second exactly: none of appended silence
     return Config(
         name="genres", model=model, data=Data(dir="datasets/genres", validation="validation", batch=64),
-        optim=Optim(lr=2e-3, schedule="cosine", warmup_steps=200, weight_decay=0.3, ema=0.999, clip=1000.0),
-        eval=Eval(every=250, batch=100, examples=500), run=Run(steps=2500, log_every=50, save_every=500),
+        optim=Optim(lr=1e-3, schedule="cosine", warmup_steps=200, weight_decay=0.3, ema=0.999, clip=1000.0),
+        eval=Eval(every=250, batch=100, examples=500), run=Run(steps=1500, log_every=50, save_every=500),
     )

@@ -275,8 +275,6 @@ def class_gaussians(run, interrupted=lambda: False) -> classes.Classes | None:
         source = session.sources(run, ("train",))["train"]
     except UserError as error:
         raise UserError(f"the data this run was trained on is needed: its codes say where a class lies. {error}") from None
-    if source.split.digest != run.spec.digest:
-        raise UserError(f"the data this run was trained on is needed, and {run.config.data.dir} holds other data now.")
 
     def encode(params, variables, batch):
         code = run.task.encode(params, variables, batch)
