@@ -86,9 +86,9 @@ def test_sample_of_a_class_comes_from_its_training_codes(setup):
     rows = records.open_split(folder / "data", "train").read_all(["image", "label"])
     axis = np.subtract(*((rows["image"][rows["label"] == c] / 255.0).mean(0) for c in (0, 1)))
     assert left.shape == narrow.shape == (9, 8, 8, 1) and ((left - right) * axis).sum() > 0 and "class0-spread0.5" in paths[2]
-    (folder / "data").rename(folder / "moved")
+    (folder / "data").rename(folder / "away")
     found = launch.run("sample", f"--workdir={folder / 'run'}", "--label=left")
-    (folder / "moved").rename(folder / "data")
+    (folder / "away").rename(folder / "data")
     assert found.returncode == 2 and "the data this run was trained on is needed" in found.stderr and "Traceback" not in found.stderr
 
 

@@ -39,7 +39,7 @@ def main(started: float) -> int:
     varied = [name for name in dict.fromkeys(n for s in stored for n in s) if len({json.dumps(s.get(name)) for s in stored}) > 1]
     lines, seen = {}, {}
     for path, settings in zip(RUNS.value, stored):
-        name = " ".join(f"{n.removeprefix('model.')}={settings.get(n)}" for n in varied if n != "seed") or settings["name"] or path
+        name = " ".join(f"{n.removeprefix('model.')}={settings.get(n)}" for n in varied if n != "seed") or path
         lines.setdefault(name, []).append(_results(path))
         if (name, settings["seed"]) in seen:
             raise UserError(f"{seen[name, settings['seed']]} and {path} are the same experiment with the same seed; give one of them.")
@@ -72,7 +72,7 @@ def _settings(values: dict, prefix: str = "") -> dict:
     """{path: value} of what may tell two runs apart; where and how long they ran does not."""
     found = {}
     for name, value in values.items():
-        if prefix + name not in ("run", "eval", "data.memory_mb"):
+        if prefix + name not in ("name", "run", "eval", "data.memory_mb"):
             found |= _settings(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return found
 
