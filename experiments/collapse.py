@@ -2,13 +2,12 @@
 
     python -m vae_jax train --config=experiments/collapse.py:plain --workdir=runs/collapse_plain
     python -m vae_jax train --config=experiments/collapse.py:annealed --workdir=runs/collapse_annealed
-    python -m vae_jax train --config=experiments/collapse.py:freebits --workdir=runs/collapse_freebits
 """
 
 from vae_jax.config import Config, Data, Eval, Optim, Run, UserError
 from vae_jax.tasks import vae
 
-VARIANTS = {"plain": {}, "annealed": dict(warmup="sigmoid", warmup_steps=2000), "freebits": dict(free_bits_dimension=0.25)}
+VARIANTS = {"plain": {}, "annealed": dict(warmup="sigmoid", warmup_steps=2000)}
 
 
 def get_config(variant: str = "plain") -> Config:
@@ -20,5 +19,5 @@ def get_config(variant: str = "plain") -> Config:
         data=Data(dir="datasets/mnist_static", train="train[:50000]", validation="train[50000:]", batch=128),
         optim=Optim(lr=1e-3, clip=10.0),
         eval=Eval(every=250, examples=2000),
-        run=Run(steps=1500 if variant == "freebits" else 2500, log_every=100, save_every=500),
+        run=Run(steps=2500, log_every=100, save_every=500),
     )

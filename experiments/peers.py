@@ -15,7 +15,8 @@ SIGMA = math.sqrt(0.5)  # -log p is then the plain sum of squared errors, plus N
 VARIANTS = {
     "mlp": (vae.Model(hidden=(300, 300), latent=40, activation="tanh"), Data(dir="datasets/mnist", batch=100)),
     "conv28": (vae.Model(family="conv", hidden=(32, 64), latent=16, likelihood="gaussian", sigma=SIGMA), Data(dir="datasets/mnist32", batch=128)),
-    "spectrogram": (vae.Model(family="conv", hidden=(32, 64, 128, 128), latent=128, likelihood="gaussian", sigma=SIGMA), Data(dir="datasets/fsdd_faithful", batch=64)),
+    "spectrogram": (vae.Model(family="conv", hidden=(32, 64, 128, 128), latent=128, likelihood="gaussian", sigma=SIGMA),
+                    Data(dir="datasets/fsdd_faithful", batch=64)),
     "bottles": (vae.Model(family="conv", hidden=(32, 64, 64), latent=2, likelihood="gaussian", sigma=SIGMA), Data(dir="datasets/bottles", batch=32)),
 }
 

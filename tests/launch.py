@@ -18,7 +18,8 @@ from vae_jax.tasks import vae
 def get_config():
     return Config(
         name="toy", seed=5,
-        model=vae.Model(hidden=(16,), latent=3, likelihood="bernoulli", binarize=True, prior="mixture", components=4, warmup="linear", warmup_steps=20),
+        model=vae.Model(hidden=(16,), latent=3, likelihood="bernoulli", binarize=True, prior="mixture", components=4, warmup="linear",
+                        warmup_steps=20),
         data=Data(dir={data!r}, validation="validation", batch=16),
         optim=Optim(lr=2e-3, clip=50.0, ema=0.9, schedule="cosine", weight_decay=1e-4),
         eval=Eval(every=30, batch=12, patience=50),

@@ -75,7 +75,7 @@ def test_agreement_of_a_judge_with_the_class_that_was_asked_for(tmp_path, monkey
     monkeypatch.setattr(assess.session, "open_run", lambda folder: judge)
     found = assess.judged(run, "judge", {role: data.Source(folder, role) for role in ("train", "test")})
     assert found["judge/accuracy"] == 1 and found["judge/classes"] == 2 and found["judge/confidence_0.9"] == 1
-    assert found["judge/class_agreement"] == 1 and found["judge/class_agreement_least"] == 1  # the halves of a class differ by 120 / 255, the noise is little
+    assert found["judge/class_agreement"] == 1 and found["judge/class_agreement_least"] == 1  # halves differ by 120 / 255, with little noise
     real = data.Source(folder, "test").read(np.arange(8))["image"].reshape(8, -1) / 255
     apart = np.sqrt(((real[:, None] - real) ** 2).mean(-1))[~np.eye(8, dtype=bool)]
     assert found["judge/diversity"] * apart.mean() == pytest.approx(2 * 0.25 * 0.75, rel=0.25)  # a quarter of the samples is one picture; 8 real ones

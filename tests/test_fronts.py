@@ -8,6 +8,8 @@ import pytest
 
 from vae_jax import fronts
 from vae_jax.config import UserError
+from vae_jax.dsp import stft
+from vae_jax.media import sounds
 from vae_jax.record_format import Field, Spec
 
 RATE = 22050
@@ -39,6 +41,18 @@ def test_a_spectrogram_is_librosas_in_decibels(normalise):
         db = 20 * np.log10(np.maximum(amplitude[:256], 1e-12))
         white = db.max() if normalise == "peak" else -6.0
         np.testing.assert_allclose(picture, np.clip((db - white + 80) / 80, 0, 1), atol=2e-4)
+
+
+@pytest.mark.parametrize("normalise", fronts.NORMALISATIONS)
+def test_decibels_are_normalised_and_back_within_a_thousandth(normalise):
+    """Row C5. Of every pixel the picture does not cut off: white - range + range * x, white being the clip's own by its level."""
+    front, audio = fronts.get(spec_of(16317), fronts.Sound(normalise=normalise), 16), {"audio": noisy(2, 16317)}
+    x, level = np.asarray(front.analyse(audio)), front.level and np.asarray(front.level(audio))
+    amplitude = stft.magnitude(stft.stft(fronts.wave(audio), 512, 256)) / stft.full_scale(512)
+    db = np.swapaxes(stft.to_db(amplitude[..., :256], -300.0), 1, 2)
+    kept = (x[..., 0] > 0) & (x[..., 0] < 1)
+    assert kept.mean() > 0.2
+    assert np.abs(sounds.decibels(x, level, front.range_db) - 6.0 - db)[kept].max() < 1e-3  # spec_of's white lies at -6 dB
 
 
 def test_a_level_restores_what_peak_normalisation_took():

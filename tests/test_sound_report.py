@@ -218,7 +218,7 @@ def test_a_long_sound_through_a_model_that_changes_nothing(spec, normalise, monk
 
     config = types.SimpleNamespace(model=types.SimpleNamespace(sound=fronts.Sound(**SETTINGS, normalise=normalise)))
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
-    task = types.SimpleNamespace(front=front, encode=encode, decode=decode)
+    task = types.SimpleNamespace(front=front, condition=None, encode=encode, decode=decode)
     run = types.SimpleNamespace(task=task, config=config, spec=spec, params={}, variables={}, mesh=mesh)
     monkeypatch.setattr(reconstruct, "PIECES", 5)
     time = np.arange(int(4.3 * RATE)) / RATE

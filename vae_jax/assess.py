@@ -11,11 +11,12 @@ import numpy as np
 import soxr
 
 from vae_jax import data as datas
-from vae_jax import evaluate, fronts, session
+from vae_jax import evaluate, fronts, session, tasks
 from vae_jax.config import UserError
 from vae_jax.dsp import stft
 from vae_jax.latents import classes, pca, probes, statistics
 from vae_jax.media import measures as picture_measures
+from vae_jax.media import sounds
 from vae_jax.models import priors
 
 ENCODED = 10_000  # examples of a split that are encoded for information, factors and baselines
@@ -91,19 +92,18 @@ def codes_and_pictures(run, sources: dict, interrupted=lambda: False) -> dict | 
         return {}
 
     def rebuild(params, variables, batch):
-        code = run.task.encode(params, variables, batch)
-        made = run.task.decode(params, variables, code["mean"], run.task.condition and run.task.condition(batch))
+        code, made = tasks.rebuild(run.task, params, variables, batch)
         return {**code, "made": made["image"], "image": run.task.front.analyse(batch)}
 
     held = evaluate.collect(rebuild, run.params, run.variables, sources["test"], run.mesh, run.config.eval.batch, ENCODED, interrupted)
     if held is None:
         return None
-    width, sound = held["mean"].shape[1], run.task.front.kind == "audio"
+    width = held["mean"].shape[1]
     linear = pca.fit(session.seen(run, sources["train"], baseline(run)), width)
     squared = {f"pca_{k}": pca.errors(linear, held["image"], k) for k in (*(k for k in NARROWER if k < width), width)}
     squared |= {"model": picture_measures.mse(held["image"], held["made"]), "mean_picture": pca.errors(linear, held["image"], 0)}
     found = {f"eval/test/{name}_mse": values.mean() for name, values in squared.items()}
-    if sound:
+    if run.task.front.kind == "audio":
         found |= {f"eval/test/{name}_rmse_db": run.task.front.range_db * math.sqrt(values.mean()) for name, values in squared.items()}
     else:
         shape = held["image"].shape
@@ -144,7 +144,7 @@ def resynthesised(run, sources: dict, interrupted=lambda: False) -> dict | None:
         return {}
 
     def hear(params, variables, batch):
-        made = run.task.decode(params, variables, run.task.encode(params, variables, batch)["mean"], run.task.condition and run.task.condition(batch))
+        made = tasks.rebuild(run.task, params, variables, batch)[1]
         level, key = front.level and front.level(batch), jax.random.key(0)
         return {"original": fronts.wave(batch), "vocoder": front.sound(front.analyse(batch), level, key),
                 "heard": front.sound(made["image"], made.get("level"), key)}
@@ -157,10 +157,8 @@ def resynthesised(run, sources: dict, interrupted=lambda: False) -> dict | None:
         if front.rate != HEARD_RATE:
             waves = np.stack([soxr.resample(np.asarray(w, np.float32), front.rate, HEARD_RATE) for w in waves])
         spectra[name] = np.asarray(stft.to_db(stft.magnitude(stft.stft(waves, 256, 64)) / stft.full_scale(256), -200.0))
-    floor = spectra["original"].max((1, 2), keepdims=True) - 80.0
-    limited = {name: np.maximum(db, floor) for name, db in spectra.items()}
-    return {f"eval/test/{name}_rmse_db": float(np.sqrt(((limited[name] - limited["original"]) ** 2).mean((1, 2))).mean())
-            for name in ("vocoder", "heard")}
+    original = np.maximum(spectra["original"], spectra["original"].max((1, 2), keepdims=True) - 80.0)
+    return {f"eval/test/{name}_rmse_db": math.sqrt(sounds.squared_db(original, spectra[name]).mean()) for name in ("vocoder", "heard")}
 
 
 def _factors(run) -> list[str]:

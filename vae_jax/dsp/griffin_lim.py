@@ -25,12 +25,13 @@ def griffin_lim(
 
     Starts from given `phases` (radians, shape of the magnitudes) or from `predicted_phases` drawn with `key`: exactly one of the two.
     window_length and form are those of `stft`. Magnitudes of any scale give the same signal at that scale. Perraudin, Balazs and Sondergaard
-    2013, A fast Griffin-Lim algorithm, alpha = momentum; momentum 0 is Griffin and Lim 1984. Raises UserError for a frame count that does not fit the length.
+    2013, A fast Griffin-Lim algorithm, alpha = momentum; momentum 0 is Griffin and Lim 1984. Raises UserError for a frame count that does not fit
+    the length.
 
-    least: that of `istft`. 0 is the paper's exact inverse and, from given phases, gives librosa's signal; but where one window's tail alone lies on the
-    last samples (half overlap, length % hop near hop) it puts clicks there, of hundreds of times the clip's peak at length % hop = hop - 1. The default
-    damps samples whose sum of squared windows is under 5 % of the largest: at n_fft 512, hop 256 there are some where length % hop > 176. Such signals
-    differ from librosa's by up to their own peak at the end, the last 8 windows after 60 iterations; other lengths are untouched.
+    least: that of `istft`. 0 is the paper's exact inverse and, from given phases, gives librosa's signal; but where one window's tail alone lies on
+    the last samples (half overlap, length % hop near hop) it puts clicks there, of hundreds of times the clip's peak at length % hop = hop - 1. The
+    default damps samples whose sum of squared windows is under 5 % of the largest: at n_fft 512, hop 256 there are some where length % hop > 176.
+    Such signals differ from librosa's by up to their own peak at the end, the last 8 windows after 60 iterations; other lengths are untouched.
     """
     frames = magnitude_btf.shape[-2]
     if hop < 1 or length < 1 or frames != 1 + length // hop:
@@ -113,3 +114,8 @@ def _fast_griffin_lim(target, phases, momentum, hop, length, iterations, window_
 
 _descend = jax.jit(_fast_griffin_lim, static_argnums=(3, 4, 6, 7, 8))
 _predict = jax.jit(predicted_phases, static_argnums=(2, 3))
+
+
+def spectral_convergence(target_btf, found_btf):
+    """||found - target|| / ||target|| [...] of magnitudes, NumPy's or JAX's; 0 is perfect (Sturmel and Daudet 2011)."""
+    return (((found_btf - target_btf) ** 2).sum((-2, -1)) / (target_btf**2).sum((-2, -1))) ** 0.5

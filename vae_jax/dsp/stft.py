@@ -137,7 +137,8 @@ def magnitude(spectrum):
 def full_scale(window_length: int) -> float:
     """Magnitude of a full-scale sine (amplitude 1) on a bin: half the sum of the Hann window.
 
-    The project's levels are to_db(magnitude / full_scale(window_length), floor_db): such a sine reads 0 dB, one between two bins down to 1.42 dB less.
+    The project's levels are to_db(magnitude / full_scale(window_length), floor_db): such a sine reads 0 dB, one between two bins down to 1.42 dB
+    less.
     """
     return window_length / 4
 

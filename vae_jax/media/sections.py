@@ -128,7 +128,8 @@ def samples(run):
         (f"nearest training {run.noun}", float(np.median(far)), f"median, RMS over pixels; real held-out {run.noun}s {np.median(real_far):.3g}"),
         ("closest of all", float(far.min()), "0 would be a copy"),
         ("sharpness", ratio(measures.sharpness(shown), measures.sharpness(real)), f"Laplacian variance over that of real {run.noun}s"),
-        ("diversity", measures.diversity(shown) / max(measures.diversity(real), 1e-12), f"mean distance of two samples over that of two real {run.noun}s"),
+        ("diversity", measures.diversity(shown) / max(measures.diversity(real), 1e-12),
+         f"mean distance of two samples over that of two real {run.noun}s"),
     )
     text = f"New {run.noun}s: codes drawn from the prior, then decoded; none chosen by hand."
     text += " One row a class, asked for by its label." if conditional else ""

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vae_jax.dsp import griffin_lim
 from vae_jax.media import images
 
 PEAK = 0.9  # of full scale: the loudest sample of a set of files
@@ -74,9 +75,8 @@ def squared_db(first, second) -> np.ndarray:
 
 
 def convergence(first, second) -> np.ndarray:
-    """Spectral convergence [n] of spectrograms in dB: norm of the difference of their magnitudes over the norm of the first's."""
-    a, b = (10 ** (db / 20) for db in (first, second))
-    return np.sqrt(((a - b) ** 2).sum((1, 2)) / (a**2).sum((1, 2)))
+    """Spectral convergence [n] of spectrograms in dB, the first being the target."""
+    return griffin_lim.spectral_convergence(*(10 ** (db / 20) for db in (first, second)))
 
 
 def starts(length: int, samples: int, step: int) -> np.ndarray:

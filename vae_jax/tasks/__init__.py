@@ -59,6 +59,12 @@ class Task(NamedTuple):
     front: Any = None
 
 
+def rebuild(task: Task, params, variables, batch) -> tuple[dict, dict]:
+    """What a task makes of a batch through the posterior means, without a draw: the rows of `encode`, and those of `decode`."""
+    code = task.encode(params, variables, batch)
+    return code, task.decode(params, variables, code["mean"], task.condition and task.condition(batch))
+
+
 def module(name: str):
     """The module of a task: it has a `Model` dataclass and `make(config, spec) -> Task`."""
     if name not in TASKS:

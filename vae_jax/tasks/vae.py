@@ -1,6 +1,7 @@
 """The VAE: reparameterised ELBO with any likelihood and prior of the house. A plain autoencoder is `variational=False`.
 
-It sees records through `fronts`: pictures as they are, sounds as spectrograms. Everything is in nats, summed over an example's dimensions and averaged over the batch; noise level and beta are explicit.
+It sees records through `fronts`: pictures as they are, sounds as spectrograms. Everything is in nats, summed over an example's dimensions and
+averaged over the batch; noise level and beta are explicit.
 Players: encoder, decoder, prior.
 """
 

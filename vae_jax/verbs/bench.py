@@ -6,9 +6,9 @@
 Step time is the median over single steps, each waited for; `input_wait_share` is the share of wall time spent waiting for
 batches. `peak_flops` is what one large matrix product reaches here in the same dtype, measured, not a data sheet.
 
---griffin_lim=N instead resynthesises N clips of the test split, evenly over it, from the magnitudes of their whole length with n_fft, hop and iterations
-of config.model.sound: by our Griffin-Lim and by librosa's, all clips in one call, in turns. Times are medians of three; compilation (quick where the compile
-cache holds it) is apart. `convergence` is ||magnitude - magnitude of the result|| / ||magnitude||, averaged over clips, where 0 is perfect.
+--griffin_lim=N instead resynthesises N clips of the test split, evenly over it, from the magnitudes of their whole length with n_fft, hop and
+iterations of config.model.sound: by our Griffin-Lim and by librosa's, all clips in one call, in turns. Times are medians of three; compilation
+(quick where the compile cache holds it) is apart. `convergence` is the spectral convergence, averaged over clips, where 0 is perfect.
 """
 
 import functools
@@ -123,7 +123,7 @@ def griffin_lim(config, clips: int) -> dict:
         raise UserError(f"--griffin_lim={clips} asks for more clips than the {len(source)} of {config.data.test!r} in {config.data.dir}.")
     import librosa  # after the refusals: it takes a second to load
 
-    waves = fronts.wave(source.read(np.arange(clips) * len(source) // clips))
+    waves = fronts.wave(source.read(datas.spaced(len(source), clips)))
     length, momentum = waves.shape[-1], 0.99
     magnitudes = jax.jit(lambda x: stft.magnitude(stft.stft(x, sound.n_fft, sound.hop)))
     target, key = magnitudes(waves), jax.random.key(config.seed)
@@ -142,7 +142,7 @@ def griffin_lim(config, clips: int) -> dict:
             begin = time.perf_counter()
             found = run()
             times[name].append(time.perf_counter() - begin)
-            losses[name] = _convergence(magnitudes(found), target)
+            losses[name] = float(vocoder.spectral_convergence(target, magnitudes(found)).mean())
     ours_s, librosa_s = (statistics.median(times[name]) for name in runs)
     return {
         "name": config.name, "device": jax.devices()[0].device_kind, "clips": clips, "seconds": round(clips * length / spec.facts["rate"], 2),
@@ -150,12 +150,6 @@ def griffin_lim(config, clips: int) -> dict:
         "ratio": round(librosa_s / ours_s, 2), "ours_convergence": round(losses["ours"], 4), "librosa_convergence": round(losses["librosa"], 4),
         "compile_s": round(compile_s, 2),
     }
-
-
-def _convergence(found, target) -> float:
-    import jax.numpy as jnp
-
-    return float(jnp.mean(jnp.linalg.norm(found - target, axis=(1, 2)) / jnp.linalg.norm(target, axis=(1, 2))))
 
 
 def _most_memory() -> int:

@@ -7,6 +7,7 @@ Prints a table and writes WORKDIR/evaluation.json (with --split, evaluation-SPLI
 checkpoint, such as the likelihood, stay in the file.
 """
 
+import json
 import re
 
 from absl import flags
@@ -43,8 +44,6 @@ def main(started: float) -> int:
 
 def _before(path, step: int) -> dict:
     """What the file holds of the same checkpoint."""
-    import json
-
     try:
         stored = json.loads(path.read_text())
         return dict(stored["results"]) if stored["checkpoint"] == step else {}

@@ -42,11 +42,12 @@ def _rebuild(run, sound: bool):
     """(params, variables, batch) -> rows of the split, what the model saw, what it made of it, and with `sound` the wave of that."""
     import jax
 
+    from vae_jax import tasks
+
     front = run.task.front
 
     def rebuild(params, variables, batch):
-        code = run.task.encode(params, variables, batch)["mean"]
-        made = run.task.decode(params, variables, code, run.task.condition and run.task.condition(batch))
+        made = tasks.rebuild(run.task, params, variables, batch)[1]
         found = {"row": batch["index"], "image": batch["image"] if front.kind == "image" else front.analyse(batch), "made": made["image"]}
         return found | ({"audio": batch["audio"], "wave": front.sound(made["image"], made.get("level"), jax.random.key(0))} if sound else {})
 
@@ -175,7 +176,7 @@ def long_sound(run, wave, interrupted=lambda: False):
     import jax.numpy as jnp
     import numpy as np
 
-    from vae_jax import fronts
+    from vae_jax import fronts, tasks
     from vae_jax import mesh as meshes
     from vae_jax.media import sounds
 
@@ -190,7 +191,7 @@ def long_sound(run, wave, interrupted=lambda: False):
     def rebuild(params, variables, part):
         batch = {"audio": jnp.stack([part[i * step * hop:i * step * hop + samples] for i in range(PIECES)])[..., None]}
         x, level = front.analyse(batch), 1.0 if front.level is None else front.level(batch)
-        made = task.decode(params, variables, task.encode(params, variables, batch)["mean"], None)
+        made = tasks.rebuild(task, params, variables, batch)[1]
         both = {}
         for name, picture, white in (("original", x, level), ("made", jnp.clip(made["image"], 0.0, 1.0), made.get("level", 1.0))):
             absolute = picture[:, :, :frames, 0] + (jnp.reshape(white, (-1, 1, 1)) - 1.0)
@@ -240,4 +241,5 @@ def _held_out(run, interrupted) -> str:
         found = np.unique((source.arrays or source.split.read_all(["speaker"]))["speaker"])
         listed = [figures.class_name(names, k) for k in found[:NAMED]]
         of = f" of {len(found)} speaker{'s' * (len(found) > 1)}: {', '.join(listed)}{' and others' if len(found) > NAMED else ''}"
-    return f"held-out ({role}, {len(rows['made'])} examples{of}) " + (f"{front.range_db * error ** 0.5:.2f} dB" if front.kind == "audio" else f"{error:.5f}")
+    shown = f"{front.range_db * error ** 0.5:.2f} dB" if front.kind == "audio" else f"{error:.5f}"
+    return f"held-out ({role}, {len(rows['made'])} examples{of}) {shown}"

@@ -31,12 +31,14 @@ def main(started: float) -> int:
             rows = np.random.default_rng(0).permutation(len(rows))
         splits[role] = source.read(rows[:min(assess.baseline(run), held)])
     device = jax.devices()[0]
-    info = {"name": run.config.name or run.config.task, "command": " ".join(["python -m vae_jax report", f"--workdir={common.WORKDIR.value}", *_given()]),
-            "task": run.config.task, "seed": run.config.seed, "checkpoint": f"step {run.step:,}", "data": run.spec.name,
+    command = " ".join(["python -m vae_jax report", f"--workdir={common.WORKDIR.value}", *_given()])
+    info = {"name": run.config.name or run.config.task, "command": command, "task": run.config.task,
+            "seed": run.config.seed, "checkpoint": f"step {run.step:,}", "data": run.spec.name,
             "machine": f"{run.mesh.size} x {device.device_kind}, jax {jax.__version__}"}
     names, prior = {name: field.labels for name, field in run.spec.fields.items() if field.labels}, getattr(run.config.model, "prior", "")
+    frames = _frames(run, splits) if ANIMATE.value else None
     made = report.build(run.task, run.params, run.variables, splits, metrics.read(run.workdir), info, jax.random.key(run.config.seed + 2),
-                        names, run.task.condition, prior == "standard", frames=_frames(run, splits) if ANIMATE.value else None, mixture=assess.mixture(run))
+                        names, run.task.condition, prior == "standard", frames=frames, mixture=assess.mixture(run))
     if meshes.is_main():
         print(f"report: {report.write(run.workdir, made)}")
     return 0
