@@ -16,8 +16,8 @@ from vae_jax.tasks import vae
 NATIVE = fronts.Sound(n_fft=256, hop=128)
 VARIANTS = {
     "native": dict(sound=NATIVE),
-    "mixture": dict(sound=NATIVE, prior="mixture", components=10),
-    "full": dict(sound=NATIVE, prior="mixture", components=10, covariance="full"),
+    "mixture": dict(sound=NATIVE, prior="mixture", components=10, anneal_steps=2000),
+    "full": dict(sound=NATIVE, prior="mixture", components=10, covariance="full", anneal_steps=2000),
     "faithful": dict(sound=fronts.Sound(normalise="peak")),  # as the public notebooks see it: 256 x 64 pixels, each clip scaled by its own peak
 }
 

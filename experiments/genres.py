@@ -13,9 +13,8 @@ from vae_jax.tasks import vae
 def get_config() -> Config:
     model = vae.Model(family="conv", hidden=(8, 16, 32, 64), latent=128, shortcut=True, likelihood="gaussian", squash=True, sigma=0.05,
                       sound=fronts.Sound(hop=232))  # 96 frames a second exactly: none of appended silence
-    # 2e-3, as for the spoken digits, diverged: a picture here is four times as large, and so is a step of the linear path
     return Config(
         name="genres", model=model, data=Data(dir="datasets/genres", validation="validation", batch=64),
-        optim=Optim(lr=3e-4, schedule="cosine", warmup_steps=200, weight_decay=0.3, ema=0.999, clip=1000.0),
-        eval=Eval(every=250, batch=100, examples=500), run=Run(steps=1200, log_every=50, save_every=500),
+        optim=Optim(lr=2e-3, schedule="cosine", warmup_steps=200, weight_decay=0.3, ema=0.999, clip=1000.0),
+        eval=Eval(every=500, batch=100, examples=500), run=Run(steps=3000, log_every=100, save_every=500),
     )

@@ -206,6 +206,16 @@ def test_probes_find_clusters_and_not_noise():
     assert np.isfinite(probes.silhouette(train, train_label, limit=50))
 
 
+def test_a_grouped_probe_sees_no_group_twice():
+    """Codes that tell the recording and nothing of the class: a split by example finds the class, a split by recording does not."""
+    group = np.repeat(np.arange(40), 10)
+    label, code = np.random.default_rng(3).integers(0, 2, 40)[group], np.eye(40)[group]
+    assert probes.linear_probe(code[::2], label[::2], code[1::2], label[1::2])[0] == 1.0
+    assert probes.grouped_probe(code, label, group) < 0.8
+    assert probes.grouped_probe(label[:, None].astype(float), label, [f"take {g}" for g in group]) == 1.0
+    assert np.isnan(probes.grouped_probe(code, group == 0, group))  # one class has a single recording
+
+
 def test_subset_is_even_over_classes():
     label = np.array([0] * 100 + [1] * 10 + [2] * 3)
     chosen = probes.subset(label, 12)

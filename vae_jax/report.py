@@ -81,6 +81,7 @@ def build(task, params, variables, splits: dict, history: list[dict], info: dict
         return jax.device_get(compiled["sample"](params, variables, jax.random.fold_in(key, 2**31 - 1), request))
 
     def side(batch, pictures):
+        group = batch["group"][:examples] if "group" in batch else None
         batch = {k: v[:examples] for k, v in batch.items() if np.asarray(v).dtype.kind in "biuf"}  # names of sources cannot go to a device
         code = chunks(lambda i, b: compiled["encode"](params, variables, b), batch, rows)
         per_example = chunks(lambda i, b: compiled["metrics"](params, variables, b, jax.random.fold_in(key, i)), batch, rows)
@@ -90,7 +91,7 @@ def build(task, params, variables, splits: dict, history: list[dict], info: dict
         classes = {name: batch[name] for name in dict.fromkeys(("label", *names)) if name in batch}
         image, level = pictures if pictures else seen(batch)
         return sections.Side(image[:examples], next(iter(classes.values()), None), classes, given, code["mean"], logvar, per_example, made["image"],
-                             information, batch["audio"] if audio else None, None if level is None else level[:examples], made.get("level"))
+                             information, batch["audio"] if audio else None, None if level is None else level[:examples], made.get("level"), group)
 
     pictures = seen(splits["train"])
     if len(pictures[0]) < 2:

@@ -3,6 +3,7 @@
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import silhouette_score
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -49,10 +50,25 @@ def linear_probe(train_nd, train_label_n, test_md, test_label_m, counts=(0,), se
     found = {}
     for count in counts:
         chosen = subset(train_label_n, count, seed)
-        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        model.fit(np.asarray(train_nd)[chosen], np.asarray(train_label_n)[chosen])
+        model = _logistic_regression().fit(np.asarray(train_nd)[chosen], np.asarray(train_label_n)[chosen])
         found[count] = float(model.score(test_md, test_label_m))
     return found
+
+
+def grouped_probe(code_nd, label_n, group_n, folds: int = 5, seed: int = 0) -> float:
+    """The same, every group (a recording) held out once: the mean accuracy over folds that share no group.
+
+    NaN where a class has fewer groups than folds: some fold would have none of it.
+    """
+    label, group = np.asarray(label_n), np.unique(np.asarray(group_n), return_inverse=True)[1]
+    if min((len(np.unique(group[label == value])) for value in np.unique(label)), default=0) < folds:
+        return float("nan")
+    parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    return float(cross_val_score(_logistic_regression(), code_nd, label, groups=group, cv=parts).mean())
+
+
+def _logistic_regression():
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
 
 
 def factor_correlation(train_nd, train_factor_nf, test_md, test_factor_mf) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """Sections of a report about the codes: where they lie, what they give away, what each dimension and each component of the prior holds."""
 
 import functools
+import math
 
 import jax
 import numpy as np
@@ -59,8 +60,20 @@ def _probed(run, name, label, suffix):
     neighbours = probes.knn_accuracy(run.train.mean, train, run.held.mean, label)
     commonest = counts.max() / counts.sum()
     return [(f"linear probe{suffix}", probe, f"held-out accuracy of logistic regression; the commonest class alone {commonest:.3g}"),
+            *_by_recording(run, name, suffix),
             (f"5 nearest neighbours{suffix}", neighbours, "held-out accuracy"),
             (f"silhouette{suffix}", probes.silhouette(run.held.mean, label), f"of {len(counts)} classes as clusters, -1 to 1")]
+
+
+def _by_recording(run, name, suffix):
+    """The probe over all recordings, where these have many examples each: few recordings are held out, and one odd one weighs much."""
+    if run.held.group is None or run.held is run.train:
+        return []
+    code, label, group = (np.concatenate(pair) for pair in zip(*((s.mean, s.classes[name], s.group) for s in (run.train, run.held))))
+    recordings = len(np.unique(group))
+    accuracy = probes.grouped_probe(code, label, group) if recordings < len(group) / 4 else math.nan
+    text = f"5 folds over all {recordings} recordings, those the model was trained on included; none is in two folds"
+    return [] if math.isnan(accuracy) else [(f"linear probe by recording{suffix}", accuracy, text)]
 
 
 def mixture(run):

@@ -29,6 +29,7 @@ class Side(NamedTuple):
     audio: np.ndarray | None = None  # [n, samples, 1] int16; None for pictures
     level: np.ndarray | None = None  # [n] of the sounds, and of the decoded ones, where each has its own
     decoded_level: np.ndarray | None = None
+    group: np.ndarray | None = None  # [n] name of what an example was cut from, such as a recording
 
 
 class Audio(NamedTuple):

@@ -1,7 +1,7 @@
 """Priors p(z) over codes of d dimensions: standard normal, learned mixture of Gaussians, VampPrior. All densities in nats.
 
 A `Prior` (from `get`) makes parameters once and a distribution once per step or evaluation; the distribution is a pytree of arrays that
-the functions below take: log_prob, sample, draw, responsibilities, shares, components, kl. z may have leading axes: [..., d].
+the functions below take: log_prob, annealed_log_prob, sample, draw, responsibilities, shares, components, kl. z may have leading axes: [..., d].
 """
 
 import math
@@ -16,7 +16,8 @@ from vae_jax.losses import divergences
 
 HIGHEST = jax.lax.Precision.HIGHEST  # an accelerator's short-mantissa products would drown the differences taken below
 USED = 0.01  # mean responsibility for held-out codes above which a component counts as used
-MIN_SCALE = 1e-4  # smallest standard deviation, or diagonal entry of a Cholesky factor
+SHARING = 20  # rounds in which annealed components share a batch out evenly
+MIN_SCALE = 1e-4  # smallest standard deviation, or diagonal entry of a Cholesky factor, and smallest stretch of an axis
 
 
 class Prior(NamedTuple):
@@ -54,7 +55,8 @@ def get(kind: str, latent: int, components: int = 1, covariance: str = "diagonal
     """The prior of a `latent`-dimensional code: standard, mixture or vamp.
 
     mixture: `components` Gaussians with learned weights, means and covariance ('diagonal', or 'full' by Cholesky factor: strictly lower
-    part plus softplus diagonal + 1e-4); it begins close to N(0, I), with one component at it. vamp: equal weights on the encoder's
+    part plus softplus diagonal + 1e-4), seen through one learned shift and stretch of the axes, so that they follow together a code that
+    moves as a whole; it begins close to N(0, I), with one component at it. vamp: equal weights on the encoder's
     posteriors of `components` learned pseudo-inputs of shape x_shape, clipped to [0, 1] (Tomczak & Welling 2018). Raises UserError for
     what it does not know.
     """
@@ -76,16 +78,19 @@ def _mixture(components, latent, full):
     spread = 0.3 if components > 1 else 0.0
 
     def init(key):
-        raw_scale = jnp.full((components, latent), math.log(math.expm1(1.0 - MIN_SCALE)))
-        params = {"logits": jnp.zeros(components), "mean": spread * jax.random.normal(key, (components, latent)), "scale": raw_scale}
+        one = math.log(math.expm1(1.0 - MIN_SCALE))
+        params = {"logits": jnp.zeros(components), "mean": spread * jax.random.normal(key, (components, latent)),
+                  "scale": jnp.full((components, latent), one), "shift": jnp.zeros(latent), "stretch": jnp.full(latent, one)}
         return params | ({"lower": jnp.zeros((components, latent, latent))} if full else {})  # only below the diagonal is used
 
     def dist(params, encode=None):
-        log_weight, scale = jax.nn.log_softmax(params["logits"]), jax.nn.softplus(params["scale"]) + MIN_SCALE
+        log_weight = jax.nn.log_softmax(params["logits"])
+        scale, stretch = (jax.nn.softplus(params[name]) + MIN_SCALE for name in ("scale", "stretch"))
+        mean = params["shift"] + stretch * params["mean"]
         if not full:
-            return Diagonal(log_weight, params["mean"], 2.0 * jnp.log(scale))
+            return Diagonal(log_weight, mean, 2.0 * jnp.log(stretch * scale))
         cholesky = jnp.tril(params["lower"], -1) + scale[..., None] * jnp.eye(latent)
-        return Full(log_weight, params["mean"], cholesky, _inverse(cholesky))
+        return Full(log_weight, mean, stretch[:, None] * cholesky, _inverse(cholesky) / stretch)
 
     return Prior(init, dist)
 
@@ -108,6 +113,28 @@ def log_prob(dist, z):
     return jax.nn.logsumexp(_joint(dist, z), -1)
 
 
+def annealed_log_prob(dist, z_bd, temperature):
+    """A lower bound [b] on log p(z) of a mixture, exact at temperature 1: sum_k r_k (log weight_k N_k(z) - log r_k) holds for any responsibilities r.
+
+    Above 1, r are softened, p(k | z)^(1 / temperature), and share the batch out evenly over the components. Training that begins hot and cools
+    to 1 (deterministic annealing: Ueda & Nakano 1998) leaves each component codes of its own; begun cold, the first to move takes all.
+    """
+    joint_bk = _joint(dist, z_bd)
+    log_r_bk = _even(jax.lax.stop_gradient(joint_bk), temperature)
+    return jnp.sum(jnp.exp(log_r_bk) * (joint_bk - log_r_bk), -1)
+
+
+def _even(joint_bk, temperature):
+    """Log responsibilities; above temperature 1 they are scaled by component until each has b / K of them (Sinkhorn), in SHARING rounds nearly."""
+    soft = joint_bk / temperature
+
+    def share(offset_k, _):
+        return offset_k - jax.nn.logsumexp(jax.nn.log_softmax(soft + offset_k), 0), None
+
+    offset_k, _ = jax.lax.scan(share, jnp.zeros(soft.shape[1]), None, length=SHARING)
+    return jax.nn.log_softmax(soft + jnp.where(temperature > 1.0, offset_k, 0.0))
+
+
 def responsibilities(dist, z):
     """p(component | z): [..., K]; they sum to 1."""
     if isinstance(dist, Standard):
@@ -121,13 +148,15 @@ def shares(dist, z_nd, chunk: int = 1000) -> np.ndarray:
     return np.concatenate([responsibilities(dist, z[i:i + chunk]) for i in range(0, len(z), chunk)]).mean(0)
 
 
-def kl(dist, mean_bd, logvar_bd, z_bd):
+def kl(dist, mean_bd, logvar_bd, z_bd, temperature=None):
     """KL(q || p) of diagonal Gaussians q = (mean, logvar): ([b], [b, d]), or ([b], None) where it does not fall into dimensions.
 
-    Closed for one Gaussian; for mixtures the unbiased single-draw estimate log q(z|x) - log p(z), z drawn from q with gradient.
+    Closed for one Gaussian; for mixtures the unbiased single-draw estimate log q(z|x) - log p(z), z drawn from q with gradient; with a
+    temperature an upper bound on that, by `annealed_log_prob`.
     """
     if not isinstance(dist, Standard) and len(dist.log_weight_k) > 1:
-        return divergences.log_normal(z_bd, mean_bd, logvar_bd) - log_prob(dist, z_bd), None
+        log_pz = log_prob(dist, z_bd) if temperature is None else annealed_log_prob(dist, z_bd, temperature)
+        return divergences.log_normal(z_bd, mean_bd, logvar_bd) - log_pz, None
     if isinstance(dist, Full):
         inverse_dd, diagonal_d = dist.inverse_kdd[0], jnp.diagonal(dist.cholesky_kdd[0])
         apart_bd = jnp.matmul(mean_bd - dist.mean_kd[0], inverse_dd.T, precision=HIGHEST)
