@@ -1,6 +1,6 @@
 """Music in, TFRecord folder out: long tracks cut into short pieces, with their genre.
 
-  python -m data_prep.genres --source=music --out=datasets/genres --split=train:0.7,validation:0.15,test:0.15
+  python -m data_prep.genres --source=music --out=datasets/genres --split=train:0.7,validation:0.1,test:0.2
   python -m data_prep.genres --source=mixes.tar --out=datasets/mixes --seconds=2 --rate=44100 --group='^[^/]+/(.+?)__' --split=train:0.8,test:0.2
 
 A source is a folder with one folder a genre (itself in train, test or validation folders where the source has splits), an archive of such

@@ -71,8 +71,11 @@ def test_a_level_restores_what_peak_normalisation_took():
 def test_a_tone_returns_at_its_pitch(settings):
     front = fronts.get(spec_of(RATE), settings, 16)
     batch = {"audio": tone(1000, RATE)}
-    wave = np.asarray(front.sound(front.analyse(batch), front.level and front.level(batch), jax.random.key(0)))[0]
+    x, quiet = (np.asarray(front.analyse({"audio": tone(1000, RATE) // part})) for part in (1, 10))
+    wave = np.asarray(front.sound(x, front.level and front.level(batch), jax.random.key(0)))[0]
     assert wave.shape == (RATE,)
+    if settings.normalise == "fixed":  # bands are as loud as bins: a tone of them all is within a few dB of what a bin says
+        assert 0.85 < x.max() <= 1.0 and x.max() - quiet.max() == pytest.approx(20 / 80, abs=0.01)
     spectrum = np.abs(np.fft.rfft(wave[2000:-2000] * np.hanning(RATE - 4000), 2**18))
     hz = spectrum.argmax() * RATE / 2**18
     assert abs(hz - 1000) < (2 if not settings.mel else 40), hz  # a mel band near 1 kHz is 40 Hz wide

@@ -92,7 +92,8 @@ def test_annealed_components_all_find_work(rng):
     def fit(cooled):
         def loss(params, t):
             dist, z = prior.dist(params), codes(jax.random.key(t))
-            return -jnp.mean(priors.annealed_log_prob(dist, z, 32.0 ** jnp.maximum(1.0 - t / 600, 0.0)) if cooled else priors.log_prob(dist, z))
+            temperature = divergences.beta_weight(t, "cooling", 1.0, 600, start=32)
+            return -jnp.mean(priors.annealed_log_prob(dist, z, temperature) if cooled else priors.log_prob(dist, z))
 
         def step(carry, t):
             params, state = carry
@@ -147,7 +148,7 @@ def test_covariance_is_positive_definite_whatever_the_parameters(rng, covariance
         assert all(np.linalg.eigvalsh(np.float64(c) @ np.float64(c).T).min() > 0 for c in dist.cholesky_kdd)
     else:
         diagonal = np.exp(np.asarray(dist.logvar_kd) / 2)
-    assert diagonal.min() > 0.99e-8  # the smallest stretch of the smallest scale
+    assert diagonal.min() > 0.99e-4
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])

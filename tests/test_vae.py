@@ -17,7 +17,7 @@ from vae_jax.tasks import vae
 VARIANTS = {
     "dense": {}, "conv": dict(family="conv", hidden=(4, 8), shortcut=True), "lstm": dict(family="lstm", hidden=(8,)),
     "rows": dict(family="lstm", hidden=(8,), autoregressive=True), "label": dict(condition="label"), "gated": dict(activation="gated", binarize=True),
-    "full": dict(prior="mixture", covariance="full"), "vamp": dict(prior="vamp", components=3), "sigma": dict(likelihood="gaussian"),
+    "full": dict(prior="mixture", covariance="full", anneal_steps=5), "vamp": dict(prior="vamp", components=3), "sigma": dict(likelihood="gaussian"),
     "logistic": dict(likelihood="logistic_mixture", mixtures=2), "continuous": dict(likelihood="continuous_bernoulli"), "plain": dict(variational=False),
 }
 
@@ -131,6 +131,39 @@ def test_beta_scales_only_the_kl_and_evaluation_ignores_it(folder, batch):
     assert b["loss"] == pytest.approx(float(a["loss"]), rel=1e-6)
     e, f = (t.metrics(params, {}, batch, jax.random.key(1))["loss"] for t in (plain, weighted))
     np.testing.assert_array_equal(e, f)
+
+
+def test_annealing_ends_in_the_plain_objective(folder, batch):
+    (plain, _), (annealed, _) = (make(folder, prior="mixture", components=4, anneal_steps=n) for n in (0, 3))
+    params, _ = plain.init(jax.random.key(0), batch)
+    hot, warm, done, after = (float(annealed.moves["train"].loss(params, {}, batch, jax.random.key(1), step)[0]) for step in (0, 2, 3, 9))
+    exact = float(plain.moves["train"].loss(params, {}, batch, jax.random.key(1), 3)[0])
+    assert hot > warm > exact  # an upper bound, the closer the colder
+    assert done == after == pytest.approx(exact, rel=1e-6)
+
+
+def test_temperature_zero_is_the_mean_of_the_prior(folder, batch):
+    task, _ = make(folder, prior="mixture", components=4)
+    params, _ = task.init(jax.random.key(0), batch)
+    params["prior"]["shift"] += 2.0
+    made = task.sample(params, {}, jax.random.key(1), {"temperature": jnp.zeros(3)})["image/mean"]
+    centre = params["prior"]["shift"] + params["prior"]["mean"].mean(0)
+    np.testing.assert_allclose(made, task.decode(params, {}, jnp.tile(centre, (3, 1)))["image"], rtol=1e-4, atol=1e-6)
+
+
+def test_the_linear_path_of_large_pictures_begins_like_that_of_small_ones():
+    """Codes of unit variance from either, and a weight's step moves them by as much as in a picture of PIXELS pixels."""
+    for side in (16, 128):
+        x = jax.random.uniform(jax.random.key(0), (8, side, side, 1))
+        encoder = vae_models.Encoder("conv", (2, 2), 64, shortcut=True)
+        variables = encoder.init(jax.random.key(1), x)
+        alone = {"params": jax.tree.map(jnp.zeros_like, variables["params"]) | {"shortcut": variables["params"]["shortcut"]}}
+        mean, _ = encoder.apply(alone, x)
+        expected = np.float64(jnp.square(x - vae_models.GREY).mean()) ** 0.5
+        assert mean.std() == pytest.approx(expected, rel=0.2)
+        up = jax.tree.map(lambda w: w + 1e-3, alone["params"]["shortcut"])
+        moved = encoder.apply({"params": alone["params"] | {"shortcut": up}}, x)[0] - mean
+        np.testing.assert_allclose(moved[:, 0], 1e-3 * min(side**2, vae_models.PIXELS) * (x - vae_models.GREY).mean((1, 2, 3)), rtol=1e-2, atol=1e-3)
 
 
 def test_dynamic_binarization_follows_the_key(folder, batch):

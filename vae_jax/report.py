@@ -39,16 +39,17 @@ METRICS = {
 SECTIONS = (sections.reconstructions, sound_sections.reconstructions, sound_sections.listening, sections.samples, code_sections.mixture,
             sections.manifold, sections.interpolations, code_sections.scatter, code_sections.training, code_sections.aggregate,
             code_sections.dimensions, code_sections.fidelity, sections.traversals, sections.curves)
+EXAMPLES = 10_000  # of a split that are measured, at most
 TRAIN_BYTES, SIDE_BYTES = 1 << 30, 1 << 29  # of the training pictures, and of the float32 pictures of one measured side
 
 
 def capacity(shape, itemsize: int) -> tuple[int, int]:
     """How many training pictures of a shape a report holds, and how many of each split it measures: the first ones."""
-    return max(2, TRAIN_BYTES // (itemsize * math.prod(shape))), max(16, SIDE_BYTES // (4 * math.prod(shape)))
+    return max(2, TRAIN_BYTES // (itemsize * math.prod(shape))), min(EXAMPLES, max(16, SIDE_BYTES // (4 * math.prod(shape))))
 
 
 def build(task, params, variables, splits: dict, history: list[dict], info: dict, key, names=None, condition=None, standard_prior: bool = True,
-          examples: int = 10_000, frames=None, mixture=None) -> Report:
+          examples: int = EXAMPLES, frames=None, mixture=None) -> Report:
     """Measures a model and draws its report.
 
     splits: {role: batch}, rows of records as the task takes them, such as {'image': uint8 [n, h, w, 1 or 3], 'label': int [n]} or, for a task with
@@ -81,7 +82,7 @@ def build(task, params, variables, splits: dict, history: list[dict], info: dict
         return jax.device_get(compiled["sample"](params, variables, jax.random.fold_in(key, 2**31 - 1), request))
 
     def side(batch, pictures):
-        group = batch["group"][:examples] if "group" in batch else None
+        group = np.asarray(batch["group"][:examples]) if "group" in batch else None
         batch = {k: v[:examples] for k, v in batch.items() if np.asarray(v).dtype.kind in "biuf"}  # names of sources cannot go to a device
         code = chunks(lambda i, b: compiled["encode"](params, variables, b), batch, rows)
         per_example = chunks(lambda i, b: compiled["metrics"](params, variables, b, jax.random.fold_in(key, i)), batch, rows)

@@ -116,6 +116,8 @@ def open_run(workdir: str, which: str = "best") -> Session:
     shapes = jax.eval_shape(task.init, jax.random.key(0), example(spec, 1))  # a player may have no parameters, which leave no trace in a file
     params = {player: tree.get("ema", {}).get(player) or tree["params"].get(player, {}) for player in shapes[0]}
     variables = {player: tree.get("variables", {}).get(player, {}) for player in shapes[1]}
+    if found := _differs(shapes[0], params):
+        raise UserError(f"{workdir} was trained by another version of this code: {found}. Take the version it was trained with, or train it again.")
     return Session(workdir, config, spec, task, mesh, *jax.device_put((params, variables), meshes.replicated(mesh)), step)
 
 
@@ -170,7 +172,8 @@ def start_from(state: updates.TrainState, config: Config, workdir: epath.Path, m
         other = open_run(origin)
         if player not in other.params:
             raise UserError(f"config.start_from: {origin} has no player {player!r}; it has {', '.join(other.params)}.")
-        _same_shapes(params[player], other.params[player], f"{origin}: {player}")
+        if found := _differs(params[player], other.params[player]):
+            raise UserError(f"config.start_from: of {player} in {origin}, {found}; use the same config.model.")
         params[player] = _copy(other.params[player], mesh)
         if player in ema:
             ema[player] = _copy(other.params[player], mesh)
@@ -185,8 +188,7 @@ def _copy(tree, mesh):
     return jax.device_put(jax.tree.map(np.array, tree), meshes.replicated(mesh))
 
 
-def _same_shapes(ours, theirs, where):
+def _differs(ours, theirs) -> str:
+    """The first array that differs in shape between two trees, in words."""
     a, b = ({jax.tree_util.keystr(path): x.shape for path, x in jax.tree.leaves_with_path(t)} for t in (ours, theirs))
-    for name in sorted(set(a) | set(b)):
-        if a.get(name) != b.get(name):
-            raise UserError(f"config.start_from: {where}{name} has shape {b.get(name)} there, but {a.get(name)} here; use the same config.model.")
+    return next((f"{name} has shape {b.get(name)} there, but {a.get(name)} here" for name in sorted(set(a) | set(b)) if a.get(name) != b.get(name)), "")

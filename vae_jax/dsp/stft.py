@@ -154,7 +154,7 @@ def from_db(db):
 
 
 def mel_filters(rate: int, n_fft: int, bands: int, low: float, high: float) -> np.ndarray:
-    """Triangular mel bands float32 [n_fft // 2 + 1, bands] between `low` and `high` Hz, each of area 1 in Hz / 2.
+    """Triangular mel bands float32 [n_fft // 2 + 1, bands] between `low` and `high` Hz, each of area 1 in Hz.
 
     Slaney's Auditory Toolbox (1998): the scale is linear to 1 kHz, then logarithmic. Raises UserError for a range outside 0..rate / 2, and for
     bands so narrow that some hold no bin.

@@ -56,7 +56,7 @@ def linear_probe(train_nd, train_label_n, test_md, test_label_m, counts=(0,), se
 
 
 def grouped_probe(code_nd, label_n, group_n, folds: int = 5, seed: int = 0) -> float:
-    """The same, every group (a recording) held out once: the mean accuracy over folds that share no group.
+    """Accuracy of logistic regression as in `linear_probe`, every group (such as a recording) held out once: the mean over the folds.
 
     NaN where a class has fewer groups than folds: some fold would have none of it.
     """

@@ -60,20 +60,21 @@ def _probed(run, name, label, suffix):
     neighbours = probes.knn_accuracy(run.train.mean, train, run.held.mean, label)
     commonest = counts.max() / counts.sum()
     return [(f"linear probe{suffix}", probe, f"held-out accuracy of logistic regression; the commonest class alone {commonest:.3g}"),
-            *_by_recording(run, name, suffix),
+            *_by_group(run, name, suffix),
             (f"5 nearest neighbours{suffix}", neighbours, "held-out accuracy"),
             (f"silhouette{suffix}", probes.silhouette(run.held.mean, label), f"of {len(counts)} classes as clusters, -1 to 1")]
 
 
-def _by_recording(run, name, suffix):
-    """The probe over all recordings, where these have many examples each: few recordings are held out, and one odd one weighs much."""
+def _by_group(run, name, suffix):
+    """The probe with every group (recording, speaker, family of pictures) held out once, where these have many examples each: the held-out split
+    alone has few, and one odd one weighs much."""
     if run.held.group is None or run.held is run.train:
         return []
     code, label, group = (np.concatenate(pair) for pair in zip(*((s.mean, s.classes[name], s.group) for s in (run.train, run.held))))
-    recordings = len(np.unique(group))
-    accuracy = probes.grouped_probe(code, label, group) if recordings < len(group) / 4 else math.nan
-    text = f"5 folds over all {recordings} recordings, those the model was trained on included; none is in two folds"
-    return [] if math.isnan(accuracy) else [(f"linear probe by recording{suffix}", accuracy, text)]
+    groups = len(np.unique(group))
+    accuracy = probes.grouped_probe(code, label, group) if groups < len(group) / 4 else math.nan
+    text = f"5 folds over the {groups} groups of both splits, none in two folds; the model was trained on those of one"
+    return [] if math.isnan(accuracy) else [(f"linear probe by group{suffix}", accuracy, text)]
 
 
 def mixture(run):
@@ -138,14 +139,14 @@ def aggregate(run):
     text = (f"One draw from the posterior of every held-out {run.noun}: together they should look like the prior." if side.logvar is not None
             else f"The codes of held-out {run.noun}s; a plain autoencoder has no prior they should look like.")
     return html.Section("aggregate", "Aggregate posterior", text + (f" The {len(order)} strongest of {d} axes." if d > 8 else ""),
-                        ((picture, "Dotted: the unit normal."),), tuple(numbers))
+                        ((picture, f"Dotted: the unit normal{', which is not the prior here' * (run.mixture is not None)}."),), tuple(numbers))
 
 
 def dimensions(run):
     side, active, values = run.held, statistics.active_units(run.held.mean), strength(run)
     numbers = [("active units", f"{active.sum()} of {len(active)}", "variance of the posterior mean above 0.01")]
-    if side.logvar is None:
-        title, unit, text = "Variance by dimension", "variance of the code", "A plain autoencoder has no KL: how much each dimension varies."
+    if side.logvar is None or run.mixture is not None:
+        title, unit, text = "Variance by dimension", "variance of the mean code", "How much each dimension varies; it has no KL of its own here."
     else:
         title, unit = "KL by dimension", "nats"
         text = f"How far each dimension's posterior is from the unit Gaussian. A dimension near 0 says nothing about the {run.noun}."

@@ -58,6 +58,7 @@ def _figure(width, height, columns=1, rows=1):
 
 def _png(figure) -> bytes:
     out = io.BytesIO()
+    figure.draw_without_rendering()  # axes of equal scale find their limits, and so the width of their numbers, only now
     figure.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
     return out.getvalue()
 

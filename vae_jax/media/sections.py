@@ -249,8 +249,8 @@ def _pairs(side, count=64):
 
 
 def strength(run):
-    """What each dimension carries: KL to the unit Gaussian, or the variance of a plain autoencoder's code."""
-    return run.held.mean.var(0) if run.held.logvar is None else statistics.kl_per_dimension(run.held.mean, run.held.logvar)
+    """What each dimension carries: KL to the unit Gaussian; the variance of the means where that is not the prior, or there is no draw."""
+    return run.held.mean.var(0) if run.held.logvar is None or run.mixture is not None else statistics.kl_per_dimension(run.held.mean, run.held.logvar)
 
 
 def strongest(run):

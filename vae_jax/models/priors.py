@@ -1,7 +1,8 @@
 """Priors p(z) over codes of d dimensions: standard normal, learned mixture of Gaussians, VampPrior. All densities in nats.
 
 A `Prior` (from `get`) makes parameters once and a distribution once per step or evaluation; the distribution is a pytree of arrays that
-the functions below take: log_prob, annealed_log_prob, sample, draw, responsibilities, shares, components, kl. z may have leading axes: [..., d].
+the functions below take: log_prob, annealed_log_prob, sample, draw, responsibilities, shares, components, mean, kl. z may have leading axes,
+[..., d], where it is not called z_bd.
 """
 
 import math
@@ -17,7 +18,7 @@ from vae_jax.losses import divergences
 HIGHEST = jax.lax.Precision.HIGHEST  # an accelerator's short-mantissa products would drown the differences taken below
 USED = 0.01  # mean responsibility for held-out codes above which a component counts as used
 SHARING = 20  # rounds in which annealed components share a batch out evenly
-MIN_SCALE = 1e-4  # smallest standard deviation, or diagonal entry of a Cholesky factor, and smallest stretch of an axis
+MIN_SCALE = 1e-4  # smallest standard deviation, or diagonal entry of a Cholesky factor
 
 
 class Prior(NamedTuple):
@@ -55,7 +56,7 @@ def get(kind: str, latent: int, components: int = 1, covariance: str = "diagonal
     """The prior of a `latent`-dimensional code: standard, mixture or vamp.
 
     mixture: `components` Gaussians with learned weights, means and covariance ('diagonal', or 'full' by Cholesky factor: strictly lower
-    part plus softplus diagonal + 1e-4), seen through one learned shift and stretch of the axes, so that they follow together a code that
+    part plus diagonal, at least 1e-4), seen through one learned shift and stretch of the axes, so that they follow together a code that
     moves as a whole; it begins close to N(0, I), with one component at it. vamp: equal weights on the encoder's
     posteriors of `components` learned pseudo-inputs of shape x_shape, clipped to [0, 1] (Tomczak & Welling 2018). Raises UserError for
     what it does not know.
@@ -78,19 +79,20 @@ def _mixture(components, latent, full):
     spread = 0.3 if components > 1 else 0.0
 
     def init(key):
-        one = math.log(math.expm1(1.0 - MIN_SCALE))
+        one = math.log(math.expm1(1.0))
         params = {"logits": jnp.zeros(components), "mean": spread * jax.random.normal(key, (components, latent)),
-                  "scale": jnp.full((components, latent), one), "shift": jnp.zeros(latent), "stretch": jnp.full(latent, one)}
+                  "scale": jnp.full((components, latent), one), "shift": jnp.zeros(latent),
+                  "stretch": jnp.full(latent, math.log(math.expm1(1.0 - MIN_SCALE)))}
         return params | ({"lower": jnp.zeros((components, latent, latent))} if full else {})  # only below the diagonal is used
 
     def dist(params, encode=None):
         log_weight = jax.nn.log_softmax(params["logits"])
-        scale, stretch = (jax.nn.softplus(params[name]) + MIN_SCALE for name in ("scale", "stretch"))
-        mean = params["shift"] + stretch * params["mean"]
+        stretch = jax.nn.softplus(params["stretch"]) + MIN_SCALE
+        mean, scale = params["shift"] + stretch * params["mean"], jnp.maximum(stretch * jax.nn.softplus(params["scale"]), MIN_SCALE)
         if not full:
-            return Diagonal(log_weight, mean, 2.0 * jnp.log(stretch * scale))
-        cholesky = jnp.tril(params["lower"], -1) + scale[..., None] * jnp.eye(latent)
-        return Full(log_weight, mean, stretch[:, None] * cholesky, _inverse(cholesky) / stretch)
+            return Diagonal(log_weight, mean, 2.0 * jnp.log(scale))
+        cholesky = stretch[:, None] * jnp.tril(params["lower"], -1) + scale[..., None] * jnp.eye(latent)
+        return Full(log_weight, mean, cholesky, _inverse(cholesky))
 
     return Prior(init, dist)
 
@@ -116,23 +118,28 @@ def log_prob(dist, z):
 def annealed_log_prob(dist, z_bd, temperature):
     """A lower bound [b] on log p(z) of a mixture, exact at temperature 1: sum_k r_k (log weight_k N_k(z) - log r_k) holds for any responsibilities r.
 
-    Above 1, r are softened, p(k | z)^(1 / temperature), and share the batch out evenly over the components. Training that begins hot and cools
-    to 1 (deterministic annealing: Ueda & Nakano 1998) leaves each component codes of its own; begun cold, the first to move takes all.
+    Above 1, r are softened, p(k | z)^(1 / temperature), and share the batch out evenly over the components; at 1 they are exact at once. They carry
+    no gradient. Training that begins hot and cools to 1 (deterministic annealing: Ueda & Nakano 1998) leaves each component codes of its own; begun
+    cold, the first to move takes all.
     """
-    joint_bk = _joint(dist, z_bd)
+    # Of soft responsibilities every component's density counts, so all are computed from differences
+    joint_bk = _joint(dist, z_bd, _joint_by_differences if isinstance(dist, Diagonal) else _joint_full)
     log_r_bk = _even(jax.lax.stop_gradient(joint_bk), temperature)
     return jnp.sum(jnp.exp(log_r_bk) * (joint_bk - log_r_bk), -1)
 
 
 def _even(joint_bk, temperature):
-    """Log responsibilities; above temperature 1 they are scaled by component until each has b / K of them (Sinkhorn), in SHARING rounds nearly."""
+    """Log responsibilities; above temperature 1 they are scaled by component towards b / K for each (Sinkhorn): in SHARING rounds nearly there
+    while hot, less where densities lie far apart."""
     soft = joint_bk / temperature
 
     def share(offset_k, _):
         return offset_k - jax.nn.logsumexp(jax.nn.log_softmax(soft + offset_k), 0), None
 
-    offset_k, _ = jax.lax.scan(share, jnp.zeros(soft.shape[1]), None, length=SHARING)
-    return jax.nn.log_softmax(soft + jnp.where(temperature > 1.0, offset_k, 0.0))
+    def evened():
+        return jax.lax.scan(share, jnp.zeros(soft.shape[1]), None, length=SHARING)[0]
+
+    return jax.nn.log_softmax(soft + jax.lax.cond(temperature > 1.0, evened, lambda: jnp.zeros(soft.shape[1])))
 
 
 def responsibilities(dist, z):
@@ -196,10 +203,16 @@ def components(dist):
     return jnp.exp(dist.log_weight_k), dist.mean_kd, jnp.sqrt(jnp.sum(jnp.square(dist.cholesky_kdd), -1))
 
 
-def _joint(dist, z):
+def mean(dist):
+    """Of the whole prior: [d]."""
+    weight_k, mean_kd, _ = components(dist)
+    return jnp.matmul(weight_k, mean_kd, precision=HIGHEST)
+
+
+def _joint(dist, z, form=None):
     """log weight_k + log N_k(z): [..., K]."""
     z_bd = z.reshape(-1, z.shape[-1])
-    joint_bk = (_joint_full if isinstance(dist, Full) else _joint_diagonal)(dist, z_bd)
+    joint_bk = (form or (_joint_full if isinstance(dist, Full) else _joint_diagonal))(dist, z_bd)
     return joint_bk.reshape(*z.shape[:-1], -1) - 0.5 * z.shape[-1] * math.log(2 * math.pi)
 
 
@@ -221,6 +234,12 @@ def _joint_diagonal(dist, z_bd):
     difference = z_bd - mean[best]
     exact = log_weight[best] - 0.5 * jnp.sum(jnp.square(difference) * precision[best] + logvar[best], -1)
     return jnp.where(ids == best[:, None], exact[:, None], joint)
+
+
+def _joint_by_differences(dist, z_bd):
+    """The same without cancellation, by [b, K, d] differences."""
+    log_weight, mean, logvar = dist
+    return log_weight - 0.5 * jnp.sum(jnp.square(z_bd[:, None] - mean) * jnp.exp(-logvar) + logvar, -1)
 
 
 def _joint_full(dist, z_bd):

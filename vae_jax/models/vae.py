@@ -18,8 +18,8 @@ FAMILIES = ("dense", "conv", "lstm")
 ACTIVATIONS = ("relu", "tanh", "gelu", "linear")
 # e^-12 .. e^12: far outside what a trained posterior uses, but exp stays finite in float32.
 LOGVAR_LIMIT = 12.0
-# Of the linear path: its zero, near the mean of a spectrogram (0.13 and 0.28 in ours; the exact mean picture was hardly better), and the size of
-# picture up to which its weights learn at the full rate. On 24,576 pixels a third of it still trained, the full rate leapt.
+# Of the linear path: its zero, between the means of our spectrograms, 0.13 and 0.28 (the exact mean picture was hardly better), and the number of
+# pixels above which a picture counts as so many. Spectrograms of 24,576 pixels still trained with it at 8,192, and leapt at 24,576.
 GREY, PIXELS = 0.25, 4096
 
 
@@ -72,12 +72,12 @@ class Encoder(nn.Module):
             if condition is not None:  # the same as appending the condition to the flat picture
                 moments += nn.Dense(2 * self.latent, use_bias=False, name="condition")(condition)
             if self.shortcut:
-                # Adam moves all n weights of a number alike, so that a step moves the code by n times the mean grey, and training leaps:
-                # with grey near 0, and n taken out of large pictures, one learning rate serves all sizes
+                # Adam moves the n weights of a code number alike, so that a step moves the number by n times the mean grey, and training
+                # leaps: with that grey near 0, and n held at PIXELS, one learning rate serves all sizes
                 n = flat.shape[1]
                 gain = min(1.0, PIXELS / n)
-                linear = nn.Dense(2 * self.latent, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.normal(n**-0.5 / gain), name="shortcut")
-                moments += linear(gain * (flat - GREY))
+                start = nn.initializers.normal(n**-0.5 / gain)
+                moments += nn.Dense(2 * self.latent, use_bias=False, dtype=self.dtype, kernel_init=start, name="shortcut")(gain * (flat - GREY))
             return _moments(moments)
         if self.family == "lstm":
             x = join(x.reshape(*x.shape[:2], -1), condition)

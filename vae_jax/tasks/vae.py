@@ -39,7 +39,8 @@ class Model:
     prior: str = "standard"  # standard, mixture, vamp
     components: int = 10  # of the mixture, or pseudo-inputs of vamp
     covariance: str = "diagonal"  # mixture: diagonal, full
-    anneal_steps: int = 0  # mixture: its components begin sharing codes softly and evenly, at temperature `latent`, and are exact from this step on
+    anneal_steps: int = 0  # mixture: steps in which its components cool from sharing every batch evenly to codes of their own, so that none starves;
+    # 0 = off. Until then the KL of training is an upper bound; evaluation is always exact
     variational: bool = True  # False: plain autoencoder, no draw and no KL
     beta: float = 1.0  # weight of the KL in the training loss; evaluation always uses 1
     warmup: str = "constant"  # of beta: constant, linear, sigmoid, cyclical, cooling
@@ -104,7 +105,7 @@ def make(config: Config, spec) -> Task:
             front.level(batch)[:, None], outputs["level"][:, None], outputs["level_logvar"])
 
     def elbo_terms(params, x, batch, key, temperature=None):
-        """Per example: log p(x|z) [b], KL [b] (a bound on it, with a temperature), KL per dimension [b, d] or None, posterior mean and logvar [b, d]."""
+        """Per example: log p(x|z) [b], KL [b] (with a temperature a bound on it), KL per dimension [b, d] or None, posterior mean, logvar [b, d]."""
         mean, logvar = encoder.apply(params["encoder"], x, known(batch))
         z = divergences.reparameterize(key, mean, logvar) if m.variational else mean
         log_px = log_likelihood(decoder.apply(params["decoder"], z, condition_of(batch), x), x, batch)
@@ -116,7 +117,7 @@ def make(config: Config, spec) -> Task:
     def loss(params, variables, batch, key, step):
         key_x, key_z = jax.random.split(key)
         x = targets(batch, key_x)
-        temperature = m.latent ** jnp.maximum(1.0 - step / m.anneal_steps, 0.0) if m.anneal_steps else None
+        temperature = divergences.beta_weight(step, "cooling", 1.0, m.anneal_steps, start=m.latent) if m.anneal_steps else None
         log_px, kl, kl_bd, _, _ = elbo_terms(params, x, batch, key_z, temperature)
         beta = divergences.beta_weight(step, m.warmup, m.beta, m.warmup_steps, m.cycles, m.warmup_from)
         paid = divergences.free_bits(kl[:, None] if kl_bd is None else kl_bd, m.free_bits_dimension, m.free_bits_example)
@@ -176,10 +177,12 @@ def make(config: Config, spec) -> Task:
         return expected(draw_outputs(params, code, condition))
 
     def sample(params, variables, key, request):
-        """request: temperature [n] scales the code's distance from 0; label [n] int32 for a conditional model."""
+        """request: temperature [n] scales the code's distance from the prior's mean; label [n] int32 for a conditional model."""
         key_z, key_x = jax.random.split(key)
         n = len(request["temperature"])
-        z = priors.sample(prior_of(params), key_z, n) * request["temperature"][:, None]
+        dist = prior_of(params)
+        centre = priors.mean(dist)
+        z = centre + (priors.sample(dist, key_z, n) - centre) * request["temperature"][:, None]
         condition = jax.nn.one_hot(request["label"], len(labels)) if m.condition else None
         outputs = draw_outputs(params, z, condition, key_x)
         made = expected(outputs)
@@ -248,11 +251,12 @@ def _check(config: Config, spec, front: fronts.Front) -> tuple[str, ...]:
         raise UserError("config.model.autoregressive=True is the LSTM decoder's; set config.model.family='lstm'.")
     if m.free_bits_dimension and (m.prior == "vamp" or m.prior == "mixture" and (m.components > 1 or m.covariance == "full")):
         raise UserError(f"config.model.free_bits_dimension needs a KL by dimension, which the {m.prior} prior has not; use free_bits_example.")
-    if m.anneal_steps < 0 or m.anneal_steps and (m.prior != "mixture" or m.components < 2):
-        raise UserError(f"config.model.anneal_steps={m.anneal_steps} is for config.model.prior='mixture' of several components, and not negative.")
+    if m.anneal_steps < 0 or m.anneal_steps and (m.prior != "mixture" or m.components < 2 or m.latent < 2):
+        raise UserError(f"config.model.anneal_steps={m.anneal_steps} is for config.model.prior='mixture' of several components and codes of several "
+                        "numbers; set it to 0.")
     if m.anneal_steps and config.data.batch // config.optim.accumulate < m.components:
         raise UserError(f"config.model.anneal_steps shares each batch out over the components: of {m.components}, config.data.batch divided by "
-                        "config.optim.accumulate must hold at least as many examples.")
+                        "config.optim.accumulate must hold at least as many examples; or set it to 0.")
     # These two say themselves what they cannot do.
     divergences.beta_weight(0, m.warmup, m.beta, m.warmup_steps, m.cycles, m.warmup_from)
     divergences.free_bits(jnp.zeros((1, 1)), m.free_bits_dimension, m.free_bits_example)

@@ -20,7 +20,8 @@ COUNT = flags.DEFINE_integer("count", 64, "How many.", lower_bound=1, upper_boun
 LABEL = flags.DEFINE_string("label", "", "Class name, of labelled data; '' = the whole prior, or for a conditional model all classes in turn.")
 SPREAD = flags.DEFINE_float("spread", None, "With --label, for an unconditional model: standard deviation around the class's mean code, in place "
                             "of the covariance of its codes.", lower_bound=0.0)
-TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Scales the code's distance from 0, or from the class's mean code.", lower_bound=0.0)
+TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Scales the code's distance from the prior's mean, or from the class's mean code.",
+                                 lower_bound=0.0)
 SEED = flags.DEFINE_integer("seed", 0, "Same seed, same samples.", lower_bound=0)
 BATCH = 256  # pictures decoded at once
 FILES = 64  # sounds written as files
