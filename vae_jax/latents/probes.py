@@ -5,8 +5,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import silhouette_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 
 def silhouette(code_nd, label_n, limit: int = 5000, seed: int = 0) -> float:
@@ -43,15 +41,16 @@ def subset(label_n, count: int, seed: int = 0) -> np.ndarray:
 
 
 def linear_probe(train_nd, train_label_n, test_md, test_label_m, counts=(0,), seed: int = 0) -> dict[int, float]:
-    """Held-out accuracy of logistic regression on standardised codes, by number of training labels used (0 = all).
+    """Held-out accuracy of logistic regression, by number of training labels used (0 = all).
 
+    Codes are divided by one number, their root mean square: each dimension by its own would make those that hold little as loud as the others.
     Raises ValueError where a subset holds a single class.
     """
-    found = {}
+    unit, found = _unit(train_nd), {}
     for count in counts:
         chosen = subset(train_label_n, count, seed)
-        model = _logistic_regression().fit(np.asarray(train_nd)[chosen], np.asarray(train_label_n)[chosen])
-        found[count] = float(model.score(test_md, test_label_m))
+        model = LogisticRegression(max_iter=1000).fit(np.asarray(train_nd)[chosen] / unit, np.asarray(train_label_n)[chosen])
+        found[count] = float(model.score(np.asarray(test_md) / unit, test_label_m))
     return found
 
 
@@ -64,11 +63,11 @@ def grouped_probe(code_nd, label_n, group_n, folds: int = 5, seed: int = 0) -> f
     if min((len(np.unique(group[label == value])) for value in np.unique(label)), default=0) < folds:
         return float("nan")
     parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    return float(cross_val_score(_logistic_regression(), code_nd, label, groups=group, cv=parts).mean())
+    return float(cross_val_score(LogisticRegression(max_iter=1000), np.asarray(code_nd) / _unit(code_nd), label, groups=group, cv=parts).mean())
 
 
-def _logistic_regression():
-    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+def _unit(code_nd) -> float:
+    return float(np.sqrt(np.mean(np.square(code_nd)))) or 1.0
 
 
 def factor_correlation(train_nd, train_factor_nf, test_md, test_factor_mf) -> tuple[np.ndarray, np.ndarray]:

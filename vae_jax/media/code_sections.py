@@ -53,7 +53,7 @@ def _coloured(run, name, flat, rows, axes, alt, caption):
 def _probed(run, name, label, suffix):
     """What the code says of one labelled field."""
     train = run.train.classes[name]
-    if len(np.unique(train)) < 2:
+    if len(np.unique(train)) < 2 or not np.isin(label, train).any():  # of speakers who were never heard, a probe knows no name
         return []
     counts = np.unique(label, return_counts=True)[1]
     probe = probes.linear_probe(run.train.mean, train, run.held.mean, label)[0]
