@@ -13,6 +13,7 @@ from vae_jax.config import UserError
 from vae_jax.dsp import griffin_lim, stft
 
 NORMALISATIONS = ("fixed", "peak")
+BLACK = 0.005  # grey up to which a spectrogram is silent: a sigmoid never reaches 0, and left hiss where a recording is silent
 
 
 @dataclasses.dataclass
@@ -97,8 +98,8 @@ def _spectrogram(spec, s: Sound, multiple: int) -> Front:
     def sound(x, level_b, key):
         x_btf = jnp.swapaxes(x[..., 0], 1, 2)
         low = black + s.range_db * (level_b[:, None, None] - 1.0) if s.normalise == "peak" else black
-        # Black is the floor of the picture, not a sound 80 dB down: it comes back as silence.
-        amplitude = jnp.where(x_btf > 0.0, stft.from_db(low + s.range_db * x_btf), 0.0) * stft.full_scale(s.n_fft)
+        # Black is the floor of the picture, not a sound 80 dB down: it comes back as silence
+        amplitude = jnp.where(x_btf > BLACK, stft.from_db(low + s.range_db * x_btf), 0.0) * stft.full_scale(s.n_fft)
         if s.mel:
             amplitude = stft.mel_inverse(amplitude, filters)
         else:
