@@ -77,8 +77,10 @@ def _spectrogram(spec, s: Sound, multiple: int) -> Front:
     black, samples = white - s.range_db, spec.fields["audio"].shape[0]
     frames = -(-(1 + samples // s.hop) // multiple) * multiple
     padded = max(samples, (frames - 1) * s.hop)
-    filters = stft.mel_filters(rate, s.n_fft, s.mel, 0.0, rate / 2) if s.mel else None
-    filters = filters / filters.sum(0) if s.mel else None  # means over bins, as loud as these: white is the same level for both
+    filters = None
+    if s.mel:
+        filters = stft.mel_filters(rate, s.n_fft, s.mel, 0.0, rate / 2)
+        filters = filters / filters.sum(0)  # means over bins, as loud as these: white is the same level for both
 
     def decibels(batch):
         """[b, frames, bins], a sine at full scale having 0 dB; nowhere further below black than black is below white."""

@@ -9,7 +9,7 @@ from sklearn.manifold import TSNE
 
 from vae_jax.latents import pca, probes, statistics
 from vae_jax.media import figures, html, measures
-from vae_jax.media.sections import chart, first_class, first_condition, sheet, spread, strength, strongest
+from vae_jax.media.sections import chart, first_class, first_condition, has_kl, sheet, spread, strength, strongest
 from vae_jax.models import priors
 
 EMBEDDED = 2000  # codes in a t-SNE picture
@@ -145,7 +145,7 @@ def aggregate(run):
 def dimensions(run):
     side, active, values = run.held, statistics.active_units(run.held.mean), strength(run)
     numbers = [("active units", f"{active.sum()} of {len(active)}", "variance of the posterior mean above 0.01")]
-    if side.logvar is None or run.mixture is not None:
+    if not has_kl(run):
         title, unit, text = "Variance by dimension", "variance of the mean code", "How much each dimension varies; it has no KL of its own here."
     else:
         title, unit = "KL by dimension", "nats"

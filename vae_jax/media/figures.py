@@ -58,7 +58,6 @@ def _figure(width, height, columns=1, rows=1):
 
 def _png(figure) -> bytes:
     out = io.BytesIO()
-    figure.draw_without_rendering()  # axes of equal scale find their limits, and so the width of their numbers, only now
     figure.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
     return out.getvalue()
 
@@ -134,6 +133,8 @@ def scatter(code_nm, label_n=None, names=(), axes_names=("z1", "z2"), limit: flo
             marks = [lines.Line2D([], [], marker="o", linestyle="", markersize=6, color=colours[i]) for i in range(len(classes))]
             ax.legend(marks, [class_name(names, c) for c in classes], loc="center left", bbox_to_anchor=(1.0, 0.5), handletextpad=0.2)
         ax.set_title(title)
+        if not limit:
+            figure.draw_without_rendering()  # axes of equal scale find their limits, and so the width of their numbers, only when drawn
         return _png(figure)
 
 

@@ -249,8 +249,13 @@ def _pairs(side, count=64):
 
 
 def strength(run):
-    """What each dimension carries: KL to the unit Gaussian; the variance of the means where that is not the prior, or there is no draw."""
-    return run.held.mean.var(0) if run.held.logvar is None or run.mixture is not None else statistics.kl_per_dimension(run.held.mean, run.held.logvar)
+    """What each dimension carries: its KL to the unit Gaussian where it has one, else the variance of its means."""
+    return statistics.kl_per_dimension(run.held.mean, run.held.logvar) if has_kl(run) else run.held.mean.var(0)
+
+
+def has_kl(run) -> bool:
+    """Whether each dimension has a KL of its own: a plain autoencoder has none, and to a mixture there is only the whole code's."""
+    return run.held.logvar is not None and run.mixture is None
 
 
 def strongest(run):
