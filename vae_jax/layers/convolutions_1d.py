@@ -1,0 +1,25 @@
+"""Convolutions of sequences x_btc without padding: what `streaming.py` and the critics are made of.
+
+Padding is the caller's, by jnp.pad: given to the convolution itself it makes the gradient of the kernel slow on a CPU.
+"""
+
+from jax import lax
+
+ORDER = ("NWC", "WIO", "NWC")
+
+
+def conv(x_btc, kernel_kcn, stride: int = 1, dilation: int = 1, groups: int = 1):
+    """y [b, (t - (k - 1) dilation - 1) // stride + 1, n]: y[i] = sum_j x[i stride + j dilation] kernel[j]. kernel [k, c / groups, n]."""
+    return lax.conv_general_dilated(x_btc, kernel_kcn, (stride,), "VALID", rhs_dilation=(dilation,), dimension_numbers=ORDER,
+                                    feature_group_count=groups)
+
+
+def up(x_btc, kernel_2rcn):
+    """Transposed convolution of stride r and 2r taps, between its ends: x [b, t, c] -> y [b, (t - 1) r, n], where y[g r + a], a = 0..r-1, is
+    x[g] kernel[r + a] + x[g + 1] kernel[a].
+
+    The exact polyphase form: a plain convolution of two taps to r n channels, whose gradients every backend does well, and a reshape.
+    """
+    (taps, c, n), b = kernel_2rcn.shape, x_btc.shape[0]
+    phases = kernel_2rcn.reshape(2, taps // 2, c, n)[::-1].transpose(0, 2, 1, 3).reshape(2, c, -1)
+    return conv(x_btc, phases).reshape(b, -1, n)
