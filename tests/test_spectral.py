@@ -1,0 +1,80 @@
+"""Spectral distances against SciPy's STFT and by their behaviour: equality, shifts, octaves, silence."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.signal
+
+from vae_jax.config import UserError
+from vae_jax.losses import spectral
+
+RATE = 16000
+
+
+def tone(hz, phase=0.0, n=8192, level=0.3):
+    return jnp.asarray(level * np.sin(2 * np.pi * hz * np.arange(n) / RATE + phase), jnp.float32)[None]
+
+
+def scipy_magnitude(x, window):
+    padded = np.pad(np.asarray(x, np.float64), ((0, 0), (window // 2, window // 2)), mode="reflect")
+    spectrum = scipy.signal.stft(padded, window="hann", nperseg=window, noverlap=window - window // 4, boundary=None, padded=False)[2]
+    return np.abs(spectrum).swapaxes(1, 2) * window / 2  # SciPy divides by the sum of the window
+
+
+@pytest.mark.parametrize("definition", spectral.DEFINITIONS)
+def test_definitions_against_scipy(definition):
+    rng = np.random.default_rng(0)
+    x, y = (np.float32(0.1 * rng.standard_normal((3, 5000))) for _ in range(2))
+    wanted, wanted_each = 0.0, np.zeros(3)
+    for window in spectral.WINDOWS:
+        s, z = scipy_magnitude(x, window), scipy_magnitude(y, window)
+        for axes in (None, (1, 2)):
+            ratio = np.mean((s - z) ** 2, axis=axes) / np.mean(s**2, axis=axes)
+            if definition == "squared":
+                found = ratio + np.mean(np.abs(np.log(s + 1e-7) - np.log(z + 1e-7)), axis=axes)
+            else:
+                found = np.sqrt(ratio) + np.log(1 + np.mean(np.abs(s - z), axis=axes) / spectral.EQUAL)
+            if axes is None:
+                wanted += found
+            else:
+                wanted_each += found
+    np.testing.assert_allclose(spectral.distance(x, y, definition), wanted, rtol=2e-5)
+    np.testing.assert_allclose(spectral.distance(x, y, definition, each=True), wanted_each, rtol=2e-5)
+
+
+@pytest.mark.parametrize("definition", spectral.DEFINITIONS)
+def test_least_at_equality_small_for_a_shift_large_for_an_octave(definition):
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(scipy.signal.lfilter([1.0], [1.0, -0.95], 0.03 * rng.standard_normal((2, 8192))), jnp.float32)
+    distance = lambda a, b: float(spectral.distance(a, b, definition))
+    assert 0 <= distance(x, x) < 1e-5
+    shifted, halved = distance(tone(440), tone(440, 2 * np.pi * 440 / RATE)), distance(tone(440), 0.5 * tone(440))
+    octave, silent = distance(tone(440), tone(880)), distance(tone(440), 0 * tone(440))
+    assert shifted < 0.1 * octave and shifted < halved < octave < silent + octave
+    assert distance(x[:, :-1], x[:, 1:]) < 0.2 * distance(x, jnp.roll(x[::-1], 4000, 1))
+
+
+@pytest.mark.parametrize("definition", spectral.DEFINITIONS)
+@pytest.mark.parametrize("level", [0.0, 1e-6, 1.0])
+def test_gradients_are_finite_at_silence_and_at_equality(definition, level):
+    x = level * tone(440)
+    for target, made in ((x, x), (jnp.zeros_like(x), x), (x, jnp.zeros_like(x))):
+        value, slope = jax.value_and_grad(lambda y: spectral.distance(target, y, definition))(made)
+        assert np.isfinite(value) and np.isfinite(slope).all()
+
+
+@pytest.mark.parametrize("definition", spectral.DEFINITIONS)
+def test_the_gradient_is_that_of_differences(definition):
+    with jax.enable_x64(True):
+        x, y, v = (jnp.asarray(0.1 * np.random.default_rng(i).standard_normal((1, 3000))) for i in range(3))
+        f = lambda t: spectral.distance(x, y + t * v, definition, windows=(512, 128))
+        slope, h = float(jax.grad(f)(0.0)), 1e-7
+        assert slope == pytest.approx(float((f(h) - f(-h)) / (2 * h)), rel=1e-4)
+
+
+def test_too_short_a_signal_and_an_unknown_definition_are_said():
+    with pytest.raises(UserError, match="longer crops"):
+        spectral.distance(jnp.zeros((1, 900)), jnp.zeros((1, 900)))
+    with pytest.raises(UserError, match="frobenius"):
+        spectral.distance(tone(440), tone(440), "paper")

@@ -1,0 +1,47 @@
+"""Multi-scale spectral distances of waves, in two published definitions. Ratios and logarithms, not nats; float32.
+
+Magnitudes are those of the plain STFT sum (a full-scale sine reads a quarter of the window), Hann windows, hop a quarter of them, the signal
+mirrored at its ends. `squared` is what RAVE's public code since 2.0 minimises, `frobenius` the paper's equation 5 (Caillon and Esling 2021,
+arXiv:2111.05011) made finite: there the logarithm of a difference falls without bound as the two agree.
+"""
+
+import jax.numpy as jnp
+
+from vae_jax.config import UserError
+from vae_jax.dsp import stft
+
+WINDOWS = (2048, 1024, 512, 256, 128)  # samples
+DEFINITIONS = ("squared", "frobenius")
+SILENCE = 1e-8  # mean squared magnitude below which a target counts as that loud: noise some 100 dB down
+EQUAL = 1e-2  # frobenius: mean difference from which on its logarithm counts
+
+
+def magnitude(x_bt, window: int):
+    """|STFT| [b, 1 + 4 t // window, window // 2 + 1]. Raises UserError for a signal too short to be mirrored by half a window."""
+    half, hop = window // 2, window // 4
+    if x_bt.shape[-1] <= half:
+        raise UserError(f"a spectral window of {window} samples needs a signal of more than {half}, but has {x_bt.shape[-1]}: take longer crops.")
+    mirrored = jnp.pad(x_bt, ((0, 0), (half, half)), mode="reflect")
+    frames = stft.frame(mirrored, window, hop, 1 + x_bt.shape[-1] // hop)
+    return stft.magnitude(jnp.fft.rfft(frames * jnp.float32(stft.hann(window, window, hop))))
+
+
+def distance(target_bt, made_bt, definition: str = "squared", windows=WINDOWS, epsilon: float = 1e-7, each: bool = False):
+    """Spectral distance of `made` from `target`, both [b, t], summed over windows; 0 where they are equal.
+
+    squared: mean (S - Z)^2 / mean S^2 + mean |log(S + epsilon) - log(Z + epsilon)|;
+    frobenius: |S - Z|_F / |S|_F + log(1 + mean |S - Z| / EQUAL); S, Z the magnitudes of target and made.
+    Means are over the whole batch, as published, so loud examples count more; each=True: of every example on its own, [b].
+    """
+    if definition not in DEFINITIONS:
+        raise UserError(f"spectral distance {definition!r} is not known; choose one of {', '.join(DEFINITIONS)}.")
+    axes = (1, 2) if each else None
+    total = 0.0
+    for window in windows:
+        s, z = magnitude(target_bt, window), magnitude(made_bt, window)
+        ratio = jnp.mean(jnp.square(s - z), axes) / jnp.maximum(jnp.mean(jnp.square(s), axes), SILENCE)
+        if definition == "squared":
+            total = total + ratio + jnp.mean(jnp.abs(jnp.log(s + epsilon) - jnp.log(z + epsilon)), axes)
+        else:  # the offset gives the root a gradient where the two are equal
+            total = total + jnp.sqrt(ratio + 1e-12) - 1e-6 + jnp.log1p(jnp.mean(jnp.abs(s - z), axes) / EQUAL)
+    return total
