@@ -1,4 +1,4 @@
-"""Sound files to a data set: what speech and genres share. Flags, splits, the writing of records, and what the manifest says of them."""
+"""Sound files to a data set: what speech, genres and waveforms share. Flags, splits, the writing of records, and what the manifest says of them."""
 
 import collections
 import time
@@ -15,6 +15,7 @@ from vae_jax import records
 from vae_jax.config import UserError
 
 MAX_SECONDS = 30  # of one record
+NAMED = 12  # classes whose hours are printed; the manifest has all
 
 
 class Clip(NamedTuple):
@@ -98,28 +99,35 @@ def by_folder(source: Source, field: str) -> tuple[list[Clip], list[tuple[str, s
     return kept, [(item.name, f"lies beside the {field} folders, not in one") for item, _, p in told if len(p) == 1]
 
 
+def regroup(clips: list[Clip], group: str) -> list[Clip]:
+    """The clips in the groups that --group gives them, or as they are. Raises UserError."""
+    rule = splits.group_rule(group)
+    return [clip._replace(group=intake.text(rule(clip.name) if group else clip.group)) for clip in clips]
+
+
 def prepare(values: flags.FlagValues, made_by: str, source: Source, clips: list[Clip], skipped: list[tuple[str, str]], limit: int | None,
-            told: dict, by: str = "") -> None:
+            told: dict, by: str | None = None, channels: int = 1, fill: bool = True) -> None:
     """Writes the data set of a script's flags and prints what became of it.
 
     clips: those to decode; skipped: files left out so far; limit: records of a file, or None; told: options for the manifest beside the common
-    ones; by: field whose classes each have their share of every split, measured in bytes, since files differ in length. Raises UserError.
+    ones; by: field whose classes each have their share of every split, measured in bytes, since files differ in length, '' = all together in
+    bytes, None = in numbers of files; fill: records of one length, the last of a file filled up with zeros, else of any. Raises UserError.
     """
     start, samples = time.monotonic(), samples_of(values.seconds, values.rate)
-    fractions, rule = splits.parse_fractions(values.split), splits.group_rule(values.group)
+    fractions, clips = splits.parse_fractions(values.split), regroup(clips, values.group)
     with records.Writer(values.out, script.set_name(values.out, "sounds"), values.overwrite) as writer:
         if not clips:
             raise script.nothing_kept(values.source, "sounds of this layout", skipped)
-        groups = [intake.text(rule(clip.name) if values.group else clip.group) for clip in clips]
+        groups = [clip.group for clip in clips]
         strata = [clip.marks[by] for clip in clips] if by else None
-        sizes = [max(1, clip.content.bytes) for clip in clips] if by else None
+        sizes = [max(1, clip.content.bytes) for clip in clips] if by is not None else None
         chosen = splits.choose_splits([clip.given for clip in clips], groups, fractions, values.seed, strata, sizes)
         labels = {field: sort_names({clip.marks[field] for clip in clips}) for field in clips[0].marks}
         jobs = [(clip.content, {"name": clip.name, "kind": clip.content.kind, "group": group,
                                 "marks": {field: labels[field].index(name) for field, name in clip.marks.items()}})
                 for clip, group in zip(clips, groups)]
         total, found, skipped, kept = _Total(values.rate), len(clips) + len(skipped), list(skipped), 0
-        results = source.decode(jobs, {"rate": values.rate, "samples": samples, "limit": limit})
+        results = source.decode(jobs, {"rate": values.rate, "samples": samples, "limit": limit, "channels": channels, "fill": fill})
         progress = script.Progress(len(clips), "files")
         for done, (clip, split) in enumerate(zip(clips, chosen), 1):
             reason, tally = _write(writer, split, clip, results)
@@ -135,14 +143,18 @@ def prepare(values: flags.FlagValues, made_by: str, source: Source, clips: list[
                    **told}
         sizes = {split: len({g for g, s in zip(groups, chosen) if s == split}) for split in sorted(set(chosen))}
         described = script.manifest(made_by, options, source.described, found, kept, skipped, seed=values.seed, groups=sizes, sound=total.manifest())
-        spec = writer.finish(sounds.fields(samples, labels), described, total.facts())
+        facts = total.facts() | ({} if fill else {"channels": channels})
+        spec = writer.finish(sounds.fields(samples if fill else None, channels, labels), described, facts)
     for line in script.report_skipped(skipped):
         print(line)
     seconds = time.monotonic() - start
     counts = ", ".join(f"{split} {count:,}" for split, count in spec.splits.items())
-    classes = ", ".join(f"{len(names)} {field}s" for field, names in labels.items())
-    print(f"{values.out}: {counts}; {samples} samples at {values.rate} Hz; {classes}; kept {kept:,} of {found:,} found, {total.seconds() / 60:.1f} "
+    classes = "".join(f"; {len(names)} {field}s" for field, names in labels.items())
+    form = f"{samples} samples" if fill else f"any length up to {samples} samples, {'stereo' if channels == 2 else 'mono'}"
+    print(f"{values.out}: {counts}; {form} at {values.rate} Hz{classes}; kept {kept:,} of {found:,} found, {total.seconds() / 60:.1f} "
           f"minutes of sound in {seconds:.1f} s ({total.seconds() / seconds:.0f} times real time)")
+    for line in [] if fill else total.lines():
+        print(line)
 
 
 def sort_names(names: set[str]) -> tuple[str, ...]:
@@ -187,7 +199,18 @@ class _Total:
                  for split, counts in sorted(self.samples.items())}
         return {"hours": hours, "silence_seconds": round(self.sums["silence"] / self.rate, 3), "clipped_samples": self.sums["clipped"],
                 "records_filled_up": self.sums["padded"], "files_cut": self.cut_files, "seconds_cut": round(self.sums["cut"] / self.rate, 3),
-                "file_rates": dict(sorted(self.rates.items(), key=lambda r: int(r[0])))}
+                "file_rates": dict(sorted(self.rates.items(), key=lambda r: int(r[0]))), "peak": max(self.peaks.values()) / 32768}
+
+    def lines(self):
+        """Hours of every split and class, and what should be listened to before training."""
+        told = []
+        for split, counts in sorted(self.samples.items()):
+            hours = {name: f"{intake.printable(name)} {count / self.rate / 3600:.3f}" for name, count in counts.most_common() if name != "all"}
+            more = f" and {len(hours) - NAMED} more" if len(hours) > NAMED else ""
+            told.append(f"{split} {counts['all'] / self.rate / 3600:.3f} h{': ' if hours else ''}{', '.join(list(hours.values())[:NAMED])}{more}")
+        told.append(f"silence {100 * self.sums['silence'] / self.rate / self.seconds():.1f} % (20 ms below {20 * np.log10(sounds.QUIET):.0f} dB), "
+                    f"{self.sums['clipped']:,} values clipped, peak {max(self.peaks.values()) / 32768:.3f} of full scale")
+        return told
 
     def facts(self):
         """What reading needs; peak and reference_db (dB; 0 is a sine at full scale) are of the training split, or of all if there is none."""

@@ -143,11 +143,13 @@ def open_sound(file, kind: str) -> tuple[soundfile.SoundFile, int]:
     return sound, expected
 
 
-def mono(sound: soundfile.SoundFile, expected: int, longest: int = MAX_SECONDS) -> Iterator[np.ndarray]:
-    """The mean of the channels, block by block, float32 [n], full scale 1. Raises Skip for what makes the whole file unusable.
+def mix(sound: soundfile.SoundFile, expected: int, channels: int, longest: int = MAX_SECONDS) -> Iterator[np.ndarray]:
+    """The sound block by block, float32 [n, channels], full scale 1. Raises Skip for what makes the whole file unusable.
 
-    longest: seconds from which on a file is refused.
+    channels: 1 is the mean of the file's; 2 are its two, or its one twice; longest: seconds from which on a file is refused.
     """
+    if sound.channels > channels > 1:
+        raise Skip(f"has {sound.channels} channels: bring it to two, or ask for one")
     count = 0
     while True:
         try:
@@ -164,20 +166,23 @@ def mono(sound: soundfile.SoundFile, expected: int, longest: int = MAX_SECONDS) 
         count += len(block)
         if count > longest * sound.samplerate:
             raise Skip(f"longer than {longest / 3600:g} h: cut it into several files")
-        yield block[:, 0] if sound.channels == 1 else block.mean(1)
+        yield block if sound.channels == channels else block.mean(1, keepdims=True) if channels == 1 else np.repeat(block, channels, 1)
     if count < expected:
         raise Skip(f"cut short or damaged: it says it holds {expected:,} samples, and {count:,} could be decoded")
 
 
-def resample(blocks: Iterable[np.ndarray], rate: int, target: int) -> Iterator[np.ndarray]:
-    """Blocks of float32 [n] at another rate: round(n * target / rate) samples in all (halves up), aligned with the input; soxr's HQ filter."""
+def resample(blocks: Iterable[np.ndarray], rate: int, target: int, channels: int) -> Iterator[np.ndarray]:
+    """Blocks of float32 [n, channels] at another rate, by soxr's HQ filter.
+
+    Aligned with the input; round(n * target / rate) samples in all, halves up.
+    """
     if rate == target:
         yield from blocks
         return
-    stream = soxr.ResampleStream(rate, target, 1, "float32", "HQ")
+    stream = soxr.ResampleStream(rate, target, channels, "float32", "HQ")
     for block in blocks:
         yield stream.resample_chunk(block)
-    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+    yield stream.resample_chunk(np.zeros((0, channels), np.float32), last=True)
 
 
 def check(samples: int, rate: int, peak: float) -> None:
@@ -205,8 +210,8 @@ def read_wave(path: str, flag: str, rate: int | None = None, longest: int = MAX_
                 raise UserError(f"{name} is not {EXPECTED}.")
             sound, expected = open_sound(file, kind)
             rate = rate or sound.samplerate
-            blocks = list(resample(mono(sound, expected, longest), sound.samplerate, rate))
-        wave = np.concatenate([np.zeros(0, np.float32), *blocks])
+            blocks = list(resample(mix(sound, expected, 1, longest), sound.samplerate, rate, 1))
+        wave = np.concatenate([np.zeros(0, np.float32), *(block[:, 0] for block in blocks)])
         check(len(wave), rate, float(np.abs(wave).max(initial=0.0)))
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror or error}.") from None
@@ -216,18 +221,20 @@ def read_wave(path: str, flag: str, rate: int | None = None, longest: int = MAX_
 
 
 def quantise(block: np.ndarray) -> tuple[np.ndarray, int]:
-    """(int16 [n], how many of its values lay beyond full scale and were limited)."""
+    """(int16 of the block's shape, how many of its values lay beyond full scale and were limited)."""
     scaled = np.rint(block * 32768)
     return np.clip(scaled, -32768, 32767).astype(np.int16), int(np.count_nonzero(np.abs(scaled) > 32768))
 
 
-def pieces(blocks: Iterable[np.ndarray], samples: int, limit: int | None, tally: dict) -> Iterator[list[tuple[int, int, np.ndarray]]]:
-    """Consecutive pieces (start, valid, int16 [samples]), in a list for each block; the last is filled up with zeros behind `valid`.
+def pieces(blocks: Iterable[np.ndarray], samples: int, limit: int | None, fill: bool, tally: dict) -> Iterator[list[tuple[int, int, np.ndarray]]]:
+    """Consecutive pieces (start, valid, int16 [samples, channels]), in a list for each block. The last is short, or with `fill` filled up with
+    zeros behind `valid`.
 
-    limit: of pieces, None for all. tally: its `clipped` and `cut` (samples left out beyond the limit) are counted up.
+    limit: of pieces, None for all. tally: its `clipped` (values) and `cut` (samples left out beyond the limit) are counted up.
     """
-    rest, start = np.zeros(0, np.int16), 0
+    rest, start = None, 0
     for block in blocks:
+        rest = np.zeros((0, block.shape[1]), np.int16) if rest is None else rest
         room = len(block) if limit is None else max(0, limit * samples - start - len(rest))
         values, clipped = quantise(block[:room])
         tally["clipped"] += clipped
@@ -236,8 +243,8 @@ def pieces(blocks: Iterable[np.ndarray], samples: int, limit: int | None, tally:
         whole = len(rest) // samples
         yield [(start + i * samples, samples, rest[i * samples:(i + 1) * samples]) for i in range(whole)]
         rest, start = rest[whole * samples:], start + whole * samples
-    if len(rest):
-        yield [(start, len(rest), np.pad(rest, (0, samples - len(rest))))]
+    if rest is not None and len(rest):
+        yield [(start, len(rest), np.pad(rest, ((0, samples - len(rest)), (0, 0))) if fill else rest)]
 
 
 def loudest(piece: np.ndarray) -> float:
@@ -248,12 +255,12 @@ def loudest(piece: np.ndarray) -> float:
 
 
 def _measure(valid, piece, rate, tally):
-    level, width = np.abs(piece[:valid].astype(np.int32)), max(1, rate // 50)
+    level, width = np.abs(piece[:valid].astype(np.int32)).max(1), max(1, rate // 50)
     starts = np.arange(0, valid, width)
     quiet = np.maximum.reduceat(level, starts) < QUIET * 32768
     tally["silence"] += int(np.minimum(valid - starts, width)[quiet].sum())
     tally["pieces"], tally["samples"], tally["padded"] = tally["pieces"] + 1, tally["samples"] + valid, tally["padded"] + (valid < len(piece))
-    tally["peak"], tally["level"] = max(tally["peak"], int(level.max())), max(tally["level"], loudest(piece))
+    tally["peak"], tally["level"] = max(tally["peak"], int(level.max())), max(tally["level"], *map(loudest, piece.T))
 
 
 def as_wav(values: np.ndarray, rate: int) -> bytes:
@@ -264,9 +271,9 @@ def as_wav(values: np.ndarray, rate: int) -> bytes:
     return file.getvalue()
 
 
-def fields(samples: int, labels: dict[str, tuple[str, ...]]) -> dict[str, Field]:
-    """The fields of the records of a data set of pieces of this length; labels: the names of each kind of class ('label', 'speaker')."""
-    made = {"audio": Field((samples, 1), "int16"), "valid": Field((), "int32"), "start": Field((), "int64"), "source": Field((), "str"),
+def fields(samples: int | None, channels: int, labels: dict[str, tuple[str, ...]]) -> dict[str, Field]:
+    """The fields of the records of a data set of pieces of this length, None for any; labels: names of each kind of class ('label', 'speaker')."""
+    made = {"audio": Field((samples, channels), "int16"), "valid": Field((), "int32"), "start": Field((), "int64"), "source": Field((), "str"),
             "group": Field((), "str")}
     return {**made, **{name: Field((), "int64", names) for name, names in labels.items()}}
 
@@ -274,25 +281,26 @@ def fields(samples: int, labels: dict[str, tuple[str, ...]]) -> dict[str, Field]
 def decode(file, told: dict, options: dict) -> Iterator[tuple[dict, list[bytes]]]:
     """pool.decode's generator: a sound file -> its records in parts, and once what is told of it.
 
-    told: name, kind, group, marks (class numbers by field); options: rate (Hz), samples (of a piece), limit (pieces of a file, or None).
-    Told back, in samples at `rate` where nothing else is said: pieces, samples, padded (pieces filled up), silence, clipped, cut, peak
-    (0..32768), level (see `loudest`), rate (of the file). Raises Skip.
+    told: name, kind, group, marks (class numbers by field); options: rate (Hz), samples (of a piece), limit (pieces of a file, or None), channels,
+    fill (whether the last piece is filled up; else records have any length). Told back, in samples at `rate` where nothing else is said: pieces,
+    samples, padded (pieces filled up), silence (of all channels), clipped (values), cut, peak (0..32768), level (see `loudest`), rate (of the
+    file). Raises Skip.
     """
-    rate, samples, limit = options["rate"], options["samples"], options["limit"]
-    declared = fields(samples, {name: () for name in told["marks"]})
+    rate, samples, limit, channels, fill = (options[name] for name in ("rate", "samples", "limit", "channels", "fill"))
+    declared = fields(samples if fill else None, channels, {name: () for name in told["marks"]})
     tally = {"pieces": 0, "samples": 0, "padded": 0, "silence": 0, "clipped": 0, "cut": 0, "peak": 0, "level": 0.0}
 
     def run(counts):
         sound, expected = open_sound(file, told["kind"])
         counts["rate"] = sound.samplerate
-        return pieces(resample(mono(sound, expected), sound.samplerate, rate), samples, limit, counts)
+        return pieces(resample(mix(sound, expected, channels), sound.samplerate, rate, channels), samples, limit, fill, counts)
 
     held, sign = [], time.monotonic()
     for batch in run(tally):
         for _, valid, piece in batch:
             _measure(valid, piece, rate, tally)
         if held is not None:
-            held = held + batch if tally["pieces"] * samples * 2 <= HELD_BYTES else None
+            held = held + batch if tally["pieces"] * samples * channels * 2 <= HELD_BYTES else None
         if time.monotonic() > sign + 1:
             sign = time.monotonic()
             yield {}, []
@@ -301,7 +309,7 @@ def decode(file, told: dict, options: dict) -> Iterator[tuple[dict, list[bytes]]
     part, size = [], 0
     for batch in [held] if held is not None else run({**tally}):
         for start, valid, piece in batch:
-            record = {"audio": piece[:, None], "valid": valid, "start": start, "source": told["name"], "group": told["group"], **told["marks"]}
+            record = {"audio": piece, "valid": valid, "start": start, "source": told["name"], "group": told["group"], **told["marks"]}
             part.append(encode(declared, record))
             size += len(part[-1])
             if size > PART_BYTES:

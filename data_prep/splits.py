@@ -98,7 +98,8 @@ def assign_splits(groups: Sequence[str], fractions: dict[str, float], seed: int,
             chosen, worst = made, off
     empty = set(fractions) - set(chosen.values())
     if empty:
-        raise UserError(f"The split {min(empty)!r} would be empty: {len(counts)} groups do not fill {len(fractions)} splits of these fractions.")
+        raise UserError(f"The split {min(empty)!r} would be empty: {len(counts)} groups do not fill {len(fractions)} splits of these fractions: "
+                        "add files, or ask for fewer with --split.")
     splits = [chosen[group] for group in groups]
     check_disjoint(zip(groups, splits))
     return splits
@@ -108,7 +109,8 @@ def choose_splits(given: Sequence[str], groups: Sequence[str], fractions: dict[s
                   classes: Sequence[str] | None = None, weights: Sequence[int] | None = None) -> list[str]:
     """The split of each example: the one its source gives it ('' = none), or train; fractions divide those given as train (or the only ones).
 
-    classes: with these every class is divided on its own, so that each has its share of each split; weights: see assign_splits.
+    classes: with these every class is divided on its own, so that each has its share of each split; weights: see assign_splits. With either, each
+    split has a group at least.
     Raises UserError.
     """
     known = sorted(set(given))
@@ -126,7 +128,7 @@ def choose_splits(given: Sequence[str], groups: Sequence[str], fractions: dict[s
             if classes is not None and count < len(fractions):
                 raise UserError(f"The class {classes[members[0]]} has {count} groups, too few for {len(fractions)} splits: "
                                 "add files, widen --group, or ask for fewer splits.")
-            shares = fractions if classes is None else {name: max(share, 1 / count) for name, share in fractions.items()}
+            shares = fractions if classes is None and weights is None else {name: max(share, 1 / count) for name, share in fractions.items()}
             sizes = None if weights is None else [weights[i] for i in members]
             for i, split in zip(members, assign_splits([groups[i] for i in members], shares, seed, sizes)):
                 chosen[i] = split

@@ -29,18 +29,18 @@ def write(x, rate, form="WAV", subtype="PCM_16"):
     return data.getvalue()
 
 
-def decode(data, rate=8000, samples=8000, limit=None):
-    """A file through the decoder -> (what is told of it, its records)."""
+def decode(data, rate=8000, samples=8000, limit=None, channels=1, fill=True):
+    """A file through the decoder -> (what is told of it, its records), `audio` flat where there is one channel."""
     told = {**TOLD, "kind": sounds.sniff(data[:512])}
-    parts = list(sounds.decode(io.BytesIO(data), told, {"rate": rate, "samples": samples, "limit": limit}))
+    parts = list(sounds.decode(io.BytesIO(data), told, {"rate": rate, "samples": samples, "limit": limit, "channels": channels, "fill": fill}))
     about = next(about for about, _ in parts if about)
     blobs = [blob for _, part in parts for blob in part]
-    kinds = {name: records.kind(field) for name, field in sounds.fields(samples, {"label": ()}).items()}
+    kinds = {name: records.kind(field) for name, field in sounds.fields(samples if fill else None, channels, {"label": ()}).items()}
     made = []
     for blob in blobs:
         values = tfexample.parse(np.frombuffer(blob, np.uint8), np.array([0]), np.array([len(blob)]), kinds)
         made.append({name: blob[v[0][0]:v[1][0]] if kinds[name] == "bytes" else int(v[0]) for name, v in values.items()})
-        made[-1]["audio"] = np.frombuffer(made[-1]["audio"], "<i2")
+        made[-1]["audio"] = np.frombuffer(made[-1]["audio"], "<i2").reshape((-1,) if channels == 1 else (-1, channels))
     return about, made
 
 
@@ -129,10 +129,10 @@ def test_rates(rate):
 
 
 def test_in_blocks_as_in_one():
-    x = np.random.default_rng(1).standard_normal(300_001).astype(np.float32) * 0.1
-    for rate, target in ((44100, 22050), (8000, 22050), (48000, 44100)):
-        got = np.concatenate(list(sounds.resample((x[i:i + 777] for i in range(0, len(x), 777)), rate, target)))
-        assert np.array_equal(got, soxr.resample(x, rate, target, "HQ"))
+    x = np.random.default_rng(1).standard_normal((300_001, 2)).astype(np.float32) * 0.1
+    for rate, target, channels in ((44100, 22050, 1), (8000, 22050, 2), (48000, 44100, 2)):
+        got = np.concatenate(list(sounds.resample((x[i:i + 777, :channels] for i in range(0, len(x), 777)), rate, target, channels)))
+        assert np.array_equal(got, soxr.resample(x[:, :channels], rate, target, "HQ"))
 
 
 def test_a_piece_begins_where_it_says():
@@ -166,6 +166,31 @@ def test_pieces_and_limit():
     assert (about["cut"], about["padded"], about["samples"]) == (15_001, 0, 10_000)
     about, made = decode(write(x, 8000), samples=30_000, limit=1)
     assert made[0]["valid"] == 25_001 and not made[0]["audio"][25_001:].any() and about["padded"] == 1
+
+
+def test_two_channels():
+    """Kept, doubled from one, refused from three; each resampled as it would be alone."""
+    x = np.random.default_rng(5).integers(-9000, 9000, (25_001, 2)).astype(np.int16)
+    about, made = decode(write(x, 8000), samples=4000, channels=2, fill=False)
+    assert np.array_equal(np.concatenate([r["audio"] for r in made]), x) and about["padded"] == 0 and about["samples"] == 25_001
+    assert [len(r["audio"]) for r in made] == [r["valid"] for r in made] == [4000] * 6 + [1001]
+    _, made = decode(write(x[:, 0], 8000), channels=2, fill=False)
+    assert np.array_equal(np.concatenate([r["audio"] for r in made]), x[:, [0, 0]])
+    both, alone = (decode(write(v, 8000), 11025, channels=c, fill=False)[1] for v, c in ((x, 2), (x[:, 1], 1)))
+    assert all(np.array_equal(a["audio"][:, 1], b["audio"]) for a, b in zip(both, alone, strict=True))
+    with pytest.raises(pool.Skip, match="has 3 channels"):
+        decode(write(np.stack([x[:, 0]] * 3, 1), 8000), channels=2)
+
+
+def test_two_channels_are_silent_where_both_are():
+    """The second half has one silent channel; peak, level and clipping are of the louder one, and clipped values count in each."""
+    x = np.zeros((16_000, 2))
+    x[8000:, 1] = tone(1, 8000, 1000.0)
+    x[9000:9003] = [[1.5, 2.0]]
+    about, _ = decode(write(x, 8000, subtype="FLOAT"), channels=2, fill=False)
+    assert abs(about["silence"] - 8000) <= 160 and (about["clipped"], about["peak"], about["samples"]) == (6, 32767, 16_000)
+    x[9000:9003] = 0
+    assert abs(decode(write(x, 8000), channels=2, fill=False)[0]["level"] - 0.5) < 0.01
 
 
 def test_a_file_too_long_to_hold_is_decoded_twice(monkeypatch):
