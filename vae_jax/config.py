@@ -40,9 +40,9 @@ class Optim:
     eps: float = 1e-8
     weight_decay: float = 0.0  # decoupled from the gradient, as in AdamW; kernels only, never biases, scales or embeddings
     clip: float = 0.0  # global gradient norm over the players that share these settings; 0 = off
-    schedule: str = "constant"  # constant, cosine, step, exponential
+    schedule: str = "constant"  # constant, cosine, step, exponential, linear
     warmup_steps: int = 0  # linear from 0
-    decay_steps: int = 0  # length of cosine; steps per factor of exponential; 0 = run.steps of the first launch
+    decay_steps: int = 0  # length of cosine, and of linear from lr to factor times lr; steps per factor of exponential; 0 = run.steps of the first launch
     boundaries: tuple[int, ...] = ()  # steps at which `step` multiplies by `factor`
     factor: float = 0.1
     accumulate: int = 1  # micro-batches a step
@@ -205,7 +205,7 @@ def check(config: Config, devices: int, platform: str) -> None:
         raise UserError(f"config.data.batch={c.data.batch} does not divide over {devices} devices x accumulate={c.optim.accumulate}; "
                         f"take a multiple of {devices * c.optim.accumulate}.")
     for name, value, allowed in [("dtype", c.dtype, ("float32", "bfloat16")), ("optim.name", c.optim.name, ("adam", "rmsprop", "sgd")),
-                                 ("optim.schedule", c.optim.schedule, ("constant", "cosine", "step", "exponential"))]:
+                                 ("optim.schedule", c.optim.schedule, ("constant", "cosine", "step", "exponential", "linear"))]:
         if value not in allowed:
             raise UserError(f"config.{name}={value!r} is not known; choose one of {', '.join(allowed)}.")
     if c.dtype == "bfloat16" and platform == "cpu":

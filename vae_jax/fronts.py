@@ -57,10 +57,14 @@ def pixels(batch) -> jax.Array:
 
 
 def wave(batch) -> jax.Array:
-    """Mono sound [b, samples] in -1..1: stored int16 is scaled here, on the device; generated sound already is."""
+    """Mono sound [b, samples] in -1..1."""
+    return jnp.mean(waves(batch), -1)
+
+
+def waves(batch) -> jax.Array:
+    """Sound [b, samples, channels] in -1..1: stored int16 is scaled here, on the device; generated sound already is."""
     audio_btc = batch["audio"]
-    scaled = audio_btc.astype(jnp.float32) / 32768 if audio_btc.dtype == jnp.int16 else audio_btc
-    return jnp.mean(scaled, -1)
+    return audio_btc.astype(jnp.float32) / 32768 if audio_btc.dtype == jnp.int16 else audio_btc
 
 
 def _spectrogram(spec, s: Sound, multiple: int) -> Front:

@@ -18,6 +18,8 @@ def learning_rate(optim: Optim, steps: int, step, xp=jnp):
     t = xp.maximum(step - optim.warmup_steps, 0)
     if optim.schedule == "cosine":
         rate = rate * 0.5 * (1 + xp.cos(xp.pi * xp.minimum(t / max(length - optim.warmup_steps, 1), 1.0)))
+    elif optim.schedule == "linear":
+        rate = rate * (1 + (optim.factor - 1) * xp.minimum(t / length, 1.0))
     elif optim.schedule == "exponential":
         rate = rate * optim.factor ** (t / length)
     elif optim.schedule == "step":

@@ -102,8 +102,8 @@ class Wait(nn.Module):
 def convolve(module: nn.Module, s: Signal, kernel_kcn, stride: int = 1, dilation: int = 1, groups: int = 1, causal: bool = False) -> Signal:
     """See Conv; for kernels that are no parameters. `module` keeps the state of the stream, of one convolution."""
     around = (kernel_kcn.shape[0] - 1) * dilation + 1 - stride
-    if around < 0:
-        raise ValueError(f"kernel {kernel_kcn.shape[0]} is smaller than stride {stride}: some frames would be read by no output")
+    if around < 0:  # it skips frames: the last ones of each group
+        kernel_kcn, around = jnp.pad(kernel_kcn, ((0, -around), (0, 0), (0, 0))), 0
     after = 0 if causal else around // 2
     x, delay = _extend(module, s, around - after, after, stride)
     y = convolutions_1d.conv(x.astype(kernel_kcn.dtype), kernel_kcn, stride, dilation, groups)

@@ -43,6 +43,18 @@ def kl_normals(mean_bd, logvar_bd, prior_mean, prior_logvar):
     return 0.5 * (jnp.square(mean_bd - prior_mean) * jnp.exp(-prior_logvar) + jnp.expm1(gap) - gap)
 
 
+def kernel_distance(z_nd, prior_nd):
+    """Squared maximum mean discrepancy of two sets of codes, a scalar, 0 in expectation where their distributions are the same.
+
+    Gaussian kernel exp(-|a - b|^2 / d^2), means over all pairs (Gretton et al. 2012, equation 5; Tolstikhin et al. 2018 for autoencoders).
+    """
+    def similarity(a, b):
+        squared = jnp.sum(a * a, -1)[:, None] + jnp.sum(b * b, -1) - 2 * a @ b.T
+        return jnp.mean(jnp.exp(-jnp.maximum(squared, 0.0) / a.shape[-1] ** 2))
+
+    return similarity(z_nd, z_nd) + similarity(prior_nd, prior_nd) - 2 * similarity(z_nd, prior_nd)
+
+
 def log_normal(z_bd, mean, logvar):
     """log N(z; mean, exp logvar) summed over the last axis: [b]. Everything broadcasts; leading axes stay."""
     density = -0.5 * (jnp.square(z_bd - mean) * jnp.exp(-logvar) + logvar + math.log(2 * math.pi))

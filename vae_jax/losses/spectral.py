@@ -5,6 +5,8 @@ mirrored at its ends. `squared` is what RAVE's public code since 2.0 minimises, 
 arXiv:2111.05011) made finite: there the logarithm of a difference falls without bound as the two agree.
 """
 
+import math
+
 import jax.numpy as jnp
 
 from vae_jax.config import UserError
@@ -45,3 +47,13 @@ def distance(target_bt, made_bt, definition: str = "squared", windows=WINDOWS, e
         else:  # the offset gives the root a gradient where the two are equal
             total = total + jnp.sqrt(ratio + 1e-12) - 1e-6 + jnp.log1p(jnp.mean(jnp.abs(s - z), axes) / EQUAL)
     return total
+
+
+def error_db(target_bt, made_bt, rate: int, low_hz: float = 0.0, window: int = 2048, floor_db: float = -80.0):
+    """Root mean squared difference in dB [b] of the two spectrograms' levels at and above low_hz. What is further down than floor_db, 0 being a sine
+    at full scale, counts as that."""
+    first = math.ceil(low_hz * window / rate)
+    if first > window // 2:
+        raise UserError(f"an error above {low_hz:g} Hz cannot be measured at {rate} samples a second: take at most {rate // 2} Hz.")
+    level = lambda x: stft.to_db(magnitude(x, window)[..., first:] / stft.full_scale(window), floor_db)
+    return jnp.sqrt(jnp.mean(jnp.square(level(target_bt) - level(made_bt)), (1, 2)))
