@@ -23,7 +23,8 @@ class PCA(NamedTuple):
     count: int
 
 
-def _chunks(x):
+def chunks(x):
+    """Row number and float64 rows [m, d] of each part of x [n, ...] that fits in 64 MB; uint8 is divided by 255."""
     rows = max(1, _CHUNK_BYTES // (8 * max(1, int(np.prod(x.shape[1:])))))
     for start in range(0, len(x), rows):
         part = np.asarray(x[start : start + rows])
@@ -41,30 +42,36 @@ def fit(x, k: int | None = None, seed: int = 0) -> PCA:
     n, d = len(x), int(np.prod(x.shape[1:]))
     if n < 2:
         raise ValueError(f"PCA needs at least two rows, not {n}")
-    mean = sum(part.sum(0) for _, part in _chunks(x)) / n
+    mean = sum(part.sum(0) for _, part in chunks(x)) / n
     if not np.isfinite(mean).all():
         raise ValueError("PCA got values that are not finite")
-    total = float(sum(((part - mean) ** 2).sum() for _, part in _chunks(x)))
+    total = float(sum(((part - mean) ** 2).sum() for _, part in chunks(x)))
     k = min(n - 1, d) if k is None else min(k, n - 1, d)
     if k == 0:
         components, singular = np.zeros((0, d)), np.zeros(0)
     elif d <= _EXACT:
         scatter = np.zeros((d, d))
-        for _, part in _chunks(x):
+        for _, part in chunks(x):
             part -= mean
             scatter += part.T @ part
         values, vectors = scipy.linalg.eigh(scatter, subset_by_index=(d - k, d - 1))
         components, singular = vectors.T[::-1], np.sqrt(np.maximum(values[::-1], 0))
     elif n <= _EXACT:
-        centred = np.concatenate([part - mean for _, part in _chunks(x)])
+        centred = np.concatenate([part - mean for _, part in chunks(x)])
         values, left = scipy.linalg.eigh(centred @ centred.T, subset_by_index=(n - k, n - 1))
         kept = values[::-1] > values[-1] * n * np.finfo(np.float64).eps  # a direction without variance has no component here
         left, singular = left[:, ::-1][:, kept], np.sqrt(values[::-1][kept])
         components = (left / singular).T @ centred
     else:
         components, singular = _randomised(x, mean, k, seed)
-    signs = np.sign(np.take_along_axis(components, np.abs(components).argmax(1)[:, None], 1)) if len(components) else 1.0
-    return PCA(mean, components * signs, singular, total, n)
+    return PCA(mean, signed(components), singular, total, n)
+
+
+def signed(components_kd) -> np.ndarray:
+    """Directions turned so that the largest entry of each is positive: otherwise which way a direction points changes from fit to fit."""
+    if not len(components_kd):
+        return components_kd
+    return components_kd * np.sign(np.take_along_axis(components_kd, np.abs(components_kd).argmax(1)[:, None], 1))
 
 
 def _randomised(x, mean, k, seed, oversample=12, rounds=4):
@@ -72,12 +79,12 @@ def _randomised(x, mean, k, seed, oversample=12, rounds=4):
     basis = np.random.default_rng(seed).standard_normal((mean.size, min(k + oversample, mean.size)))
     for _ in range(rounds):
         image = np.zeros_like(basis)
-        for _, part in _chunks(x):
+        for _, part in chunks(x):
             part -= mean
             image += part.T @ (part @ basis)
         basis = np.linalg.qr(image)[0]
     gram = np.zeros((basis.shape[1],) * 2)
-    for _, part in _chunks(x):
+    for _, part in chunks(x):
         projected = (part - mean) @ basis
         gram += projected.T @ projected
     values, vectors = np.linalg.eigh(gram)
@@ -87,7 +94,7 @@ def _randomised(x, mean, k, seed, oversample=12, rounds=4):
 def project(pca: PCA, x, k: int | None = None) -> np.ndarray:
     """Coordinates [n, k] of the rows of x on the first k components (None: all fitted)."""
     basis = pca.components[:k].T
-    return np.concatenate([(part - pca.mean) @ basis for _, part in _chunks(x)])
+    return np.concatenate([(part - pca.mean) @ basis for _, part in chunks(x)])
 
 
 def reconstruct(pca: PCA, code_nk: np.ndarray) -> np.ndarray:
@@ -98,7 +105,7 @@ def reconstruct(pca: PCA, code_nk: np.ndarray) -> np.ndarray:
 def errors(pca: PCA, x, k: int | None = None) -> np.ndarray:
     """Mean squared error [n] of each row after projection on the first k components, over its d values. k=0 is the mean-row baseline."""
     found = []
-    for _, part in _chunks(x):
+    for _, part in chunks(x):
         part -= pca.mean
         code = part @ pca.components[:k].T
         found.append(((part - code @ pca.components[: code.shape[1]]) ** 2).mean(1))
