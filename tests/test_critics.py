@@ -95,7 +95,8 @@ def test_the_spectral_critic_reads_complex_spectra():
     passing[1, 4, 0, 0] = passing[1, 4, 1, 1] = 1
     first = module.apply({"params": {**params, "kernel_0": passing, "bias_0": jnp.zeros(32)}}, x)[0]
     window = scipy.signal.get_window("hann", 512)
-    wanted = scipy.signal.stft(x[..., 0], window=window, nperseg=512, noverlap=384, boundary=None, padded=False)[2] * window.sum() / np.sqrt(np.sum(window**2))
+    wanted = scipy.signal.stft(x[..., 0], window=window, nperseg=512, noverlap=384, boundary=None, padded=False)[2]
+    wanted *= window.sum() / np.sqrt(np.sum(window**2))
     np.testing.assert_allclose(first[..., 0] + 1j * first[..., 1], wanted.swapaxes(1, 2), atol=1e-4)
     assert abs(float(jnp.mean(first[..., 0] ** 2 + first[..., 1] ** 2)) - 1) < 0.05
 

@@ -83,7 +83,7 @@ def prototype(bands: int, attenuation_db: float = ATTENUATION_DB) -> np.ndarray:
 
 
 class Analysis(nn.Module):
-    """Frames of samples [b, n, bands] -> bands [b, n, bands]. In a stream the centred form answers (K - 1) / 2 frames late, the causal one at once."""
+    """Frames of samples [b, n, bands] -> bands [b, n, bands]. A centred stream is (K - 1) / 2 frames late, a causal one is not."""
 
     bands: int
     attenuation_db: float = ATTENUATION_DB

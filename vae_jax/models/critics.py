@@ -67,7 +67,7 @@ class Critics(nn.Module):
 
 
 class Strided(nn.Module):
-    """x [b, t, c] -> layers [b, ceil(t / 4^i), channels]: four convolutions of stride 4 with leaky rectifiers between, one of 1 tap for the scores."""
+    """x [b, t, c] -> layers [b, ceil(t / 4^i), channels]: four convolutions of stride 4, then one of 1 tap for the scores."""
 
     capacity: int
     kernel: int
