@@ -37,7 +37,7 @@ def test_allpass_is_lfilter(hz, rate, radius):
     pole = np.array([1, -2 * radius * np.cos(2 * np.pi * hz / rate), radius**2])
     theirs = scipy.signal.lfilter(pole[::-1], pole, x.astype(np.float64), axis=0)
     ours = np.asarray(jax.jit(augment.allpass, static_argnums=(2, 3))(jnp.asarray(x), hz, rate, radius))
-    assert ours.shape == x.shape and db(ours - theirs) < db(theirs) - 110
+    assert ours.shape == x.shape and db(ours - theirs) < db(theirs) - 100  # float32 knows hz to 1e-7
 
 
 def test_allpass_changes_no_magnitude_and_draws_its_pole_evenly_in_log_frequency():
