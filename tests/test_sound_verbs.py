@@ -174,6 +174,6 @@ def test_a_conditional_model_refuses_other_classes():
     run = types.SimpleNamespace(task=types.SimpleNamespace(front=types.SimpleNamespace(kind="image"), condition=len),
                                 spec=types.SimpleNamespace(fields=field("left", "right")))
     for names in (("right", "up", "left"), ("right", "left")):
-        source = types.SimpleNamespace(split=types.SimpleNamespace(fields=field(*names)), fields=("image", "label"))
+        source = types.SimpleNamespace(split=types.SimpleNamespace(fields=field(*names)), fields=("image", "label"), crop=0)
         with pytest.raises(UserError, match="left, right, but other has right"):
             reconstruct._check(run, "other", source)

@@ -179,7 +179,7 @@ def _followed(run, sources) -> dict:
             continue
         rows = evaluate.collect(lambda p, v, b: {"mean": run.task.encode(p, v, b)["mean"], **{k: b[k] for k in names}},
                                 run.params, run.variables, source, run.mesh, run.config.eval.batch, ENCODED)
-        kept = source.split.read(datas.spaced(len(source), ENCODED), ["group", "source"])
+        kept = source.texts(datas.spaced(len(source), ENCODED), ["group", "source"])
         groups, origins = np.asarray(kept["group"]), np.asarray(kept["source"])
         distinct = np.unique(groups)
         fit = np.isin(groups, distinct[: max(1, int(0.8 * len(distinct)))])

@@ -27,6 +27,7 @@ class Data:
     test: str = "test"  # never looked at by a choice
     batch: int = 128  # examples a step, over all devices and processes
     memory_mb: int = 4096  # a split up to this size is held in memory, a larger one is read by record
+    crop: int = 0  # samples cut from longer sounds, at random in training and side by side elsewhere; 0 = whole records
 
 
 @dataclasses.dataclass
@@ -191,9 +192,9 @@ def check(config: Config, devices: int, platform: str) -> None:
     for name, value in positive.items():
         if value < 1:
             raise UserError(f"config.{name} is {value}; it must be at least 1.")
-    for name, value in {"seed": c.seed, "eval.every": c.eval.every, "eval.examples": c.eval.examples, "eval.patience": c.eval.patience,
-                        "run.devices": c.run.devices, "optim.lr": c.optim.lr, "optim.clip": c.optim.clip, "optim.warmup_steps": c.optim.warmup_steps,
-                        "optim.weight_decay": c.optim.weight_decay}.items():
+    for name, value in {"seed": c.seed, "data.crop": c.data.crop, "eval.every": c.eval.every, "eval.examples": c.eval.examples,
+                        "eval.patience": c.eval.patience, "run.devices": c.run.devices, "optim.lr": c.optim.lr, "optim.clip": c.optim.clip,
+                        "optim.warmup_steps": c.optim.warmup_steps, "optim.weight_decay": c.optim.weight_decay}.items():
         if value < 0:
             raise UserError(f"config.{name} is {value}; it must not be negative.")
     if not 0 <= c.optim.ema < 1:

@@ -56,7 +56,7 @@ class Leaving:
 
 
 class Session(NamedTuple):
-    """A trained run, opened for use. params are the averaged ones where an average is kept."""
+    """A trained run, opened for use. spec describes what batches hold; params are the averaged ones where an average is kept."""
 
     workdir: epath.Path
     config: Config
@@ -106,7 +106,7 @@ def open_run(workdir: str, which: str = "best") -> Session:
     """The run in WORKDIR at its best checkpoint (else its newest), its newest, or a step number. Raises UserError."""
     config, workdir = configs.read(workdir), folder(workdir)
     try:
-        spec = records.Spec.from_dict(json.loads((workdir / "spec.json").read_text()))
+        spec = datas.cropped(records.Spec.from_dict(json.loads((workdir / "spec.json").read_text())), config.data.crop)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{workdir / 'spec.json'} is missing or damaged ({error}). Copy it from a backup, or train into a new --workdir.") from None
     # Trained on four devices, opened on one: the count is the training's.
@@ -122,7 +122,7 @@ def open_run(workdir: str, which: str = "best") -> Session:
 
 
 def example(spec: records.Spec, batch: int) -> dict[str, np.ndarray]:
-    """A batch of zeros with the fields and shapes of the data."""
+    """A batch of zeros with the fields and shapes of the data, which must be fixed (`data.cropped`)."""
     fields = {name: np.zeros((batch, *f.shape), f.dtype) for name, f in spec.fields.items() if f.dtype != "str"}
     return fields | {"index": np.zeros(batch, np.int32)}
 
@@ -130,7 +130,7 @@ def example(spec: records.Spec, batch: int) -> dict[str, np.ndarray]:
 def sources(run: Session, roles=("train", "validation", "test")) -> dict:
     """{role: Source} of the splits the run's configuration names. Raises UserError where the data is not what the run was trained on."""
     data = run.config.data
-    found = {role: datas.Source(data.dir, getattr(data, role), data.memory_mb) for role in roles if getattr(data, role)}
+    found = {role: datas.open_source(data, role) for role in roles if getattr(data, role)}
     if any(source.split.digest != run.spec.digest for source in found.values()):
         raise UserError(f"{data.dir} holds other data than {run.workdir} was trained on (the digest in its spec.json differs): prepare the same data "
                         "there again, or give another data set with --data where the verb has it.")

@@ -70,10 +70,10 @@ def agree(config: Config, workdir: epath.Path) -> Config:
 
 def _train(config: Config, workdir: epath.Path, mesh, clock: metrics.Clock, leaving: session.Leaving) -> dict:
     # ---- data, task, state shapes -------------------------------------------------------------------------------------
-    spec = session.same_spec(workdir, records.open_folder(config.data.dir))
-    source = datas.Source(config.data.dir, config.data.train, config.data.memory_mb)
-    held_out = {role: source if role == "train" else datas.Source(config.data.dir, getattr(config.data, role), config.data.memory_mb)
-                for role in config.eval.roles if getattr(config.data, role)}
+    stored = session.same_spec(workdir, records.open_folder(config.data.dir))
+    spec = datas.cropped(stored, config.data.crop)
+    source = datas.open_source(config.data, "train")
+    held_out = {role: source if role == "train" else datas.open_source(config.data, role) for role in config.eval.roles if getattr(config.data, role)}
     task = tasks.get(config, spec)
     _same_everywhere(config, spec)
     example = session.example(spec, config.data.batch)
@@ -92,7 +92,7 @@ def _train(config: Config, workdir: epath.Path, mesh, clock: metrics.Clock, leav
     else:
         state, meta, step = found
         progress = Progress(**meta["progress"])
-    session.store(workdir, config, spec)  # only now: a mistake found above leaves no run behind
+    session.store(workdir, config, stored)  # only now: a mistake found above leaves no run behind
     best = {}  # stage -> its own checkpoints, of which one is kept
     writer = metrics.Writer(workdir, step)
     clock.resume(writer.reached)

@@ -49,8 +49,8 @@ def bench(config, steps: int, started: float) -> dict:
 
     mesh = meshes.make(config.run.devices)
     configs.check(config, mesh.size, jax.default_backend())
-    source = datas.Source(config.data.dir, config.data.train, config.data.memory_mb)
-    task = tasks.get(config, records.open_folder(config.data.dir))
+    source = datas.open_source(config.data, "train")
+    task = tasks.get(config, datas.cropped(records.open_folder(config.data.dir), config.data.crop))
     batches = datas.train_batches(source, mesh, config.seed, 0, config.data.batch)
     batch, moves = next(batches), task.schedule(0)
     config.optim.decay_steps = config.optim.decay_steps or config.run.steps
@@ -118,7 +118,7 @@ def griffin_lim(config, clips: int) -> dict:
     spec, sound = records.open_folder(config.data.dir), config.model.sound
     if "audio" not in spec.fields:
         raise UserError(f"--griffin_lim times the way back to sound, and the data set {spec.name} holds none; give an experiment on sounds.")
-    source = datas.Source(config.data.dir, config.data.test, config.data.memory_mb)
+    source = datas.open_source(config.data, "test")
     if len(source) < clips:
         raise UserError(f"--griffin_lim={clips} asks for more clips than the {len(source)} of {config.data.test!r} in {config.data.dir}.")
     import librosa  # after the refusals: it takes a second to load

@@ -63,7 +63,7 @@ def _split(run) -> int:
     origin, front = DATA.value or run.config.data.dir, run.task.front
     if not SPLIT.value and not run.config.data.test:
         raise UserError("the run has no test split (config.data.test is empty); name one with --split.")
-    source = data.Source(origin, SPLIT.value or run.config.data.test, run.config.data.memory_mb)
+    source = data.Source(origin, SPLIT.value or run.config.data.test, run.config.data.memory_mb, run.config.data.crop)
     _check(run, origin, source)
     batch = run.config.eval.batch if front.kind == "image" else min(run.config.eval.batch, HEARD, COUNT.value)
     with session.Leaving() as leaving:
@@ -103,9 +103,9 @@ def _split(run) -> int:
 
 def _check(run, origin, source) -> None:
     """Raises UserError for a data set that does not fit the model."""
-    from vae_jax import records
+    from vae_jax import data, records
 
-    kind, given = run.task.front.kind, source.split.fields
+    kind, given = run.task.front.kind, data.example_fields(source.split.fields, source.crop)
     wanted, found = run.spec.fields[kind].shape, given[kind].shape if kind in given else None
     if kind == "image" and found != wanted:
         raise UserError(f"the model takes pictures of {' x '.join(map(str, wanted))}, but {origin} has "

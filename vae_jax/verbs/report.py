@@ -30,7 +30,7 @@ def main(started: float) -> int:
         if len(rows) > measured:  # a split may be stored class by class, and the first ones are what is measured
             rows = np.random.default_rng(0).permutation(len(rows))
         rows = rows[:min(assess.baseline(run), held)]
-        splits[role] = source.read(rows) | source.split.read(rows, [name for name in ("group",) if name in source.split.fields])
+        splits[role] = source.read(rows) | source.texts(rows, [name for name in ("group",) if name in source.split.fields])
     device = jax.devices()[0]
     command = " ".join(["python -m vae_jax report", f"--workdir={common.WORKDIR.value}", *_given()])
     info = {"name": run.config.name or run.config.task, "command": command, "task": run.config.task,
