@@ -63,7 +63,7 @@ def main() -> None:
         FLAGS.split = ""
     listed = clips.regroup(listed, FLAGS.group)
     told = {"layout": FLAGS.layout, "channels": FLAGS.channels, "mic": FLAGS.mic, "by": FLAGS.by if FLAGS.layout == "vctk" else "recording",
-            "left_out": f"damaged, empty or not finite; shorter than {sounds.MIN_SECONDS:g} s; below {20 * np.log10(sounds.SILENT):.0f} dB throughout"}
+            "left_out": f"damaged, empty or not finite; shorter than {sounds.MIN_SECONDS:g} s; never above {20 * np.log10(sounds.SILENT):.0f} dB"}
     by = shared(listed, field, len(splits.parse_fractions(FLAGS.split)))
     clips.prepare(FLAGS, "data_prep.waveforms", source, listed, source.skipped + skipped, None, told, by, FLAGS.channels, fill=False)
 
