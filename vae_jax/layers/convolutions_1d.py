@@ -3,15 +3,21 @@
 Padding is the caller's, by jnp.pad: given to the convolution itself it makes the gradient of the kernel slow on a CPU.
 """
 
+import jax.numpy as jnp
 from jax import lax
 
 ORDER = ("NWC", "WIO", "NWC")
 
 
 def conv(x_btc, kernel_kcn, stride: int = 1, dilation: int = 1, groups: int = 1):
-    """y [b, (t - (k - 1) dilation - 1) // stride + 1, n]: y[i] = sum_j x[i stride + j dilation] kernel[j]. kernel [k, c / groups, n]."""
-    return lax.conv_general_dilated(x_btc, kernel_kcn, (stride,), "VALID", rhs_dilation=(dilation,), dimension_numbers=ORDER,
-                                    feature_group_count=groups)
+    """y [b, (t - (k - 1) dilation - 1) // stride + 1, n]: y[i] = sum_j x[i stride + j dilation] kernel[j]. kernel [k, c / groups, n].
+
+    Groups are convolutions of their own: XLA's grouped one has a gradient of the kernel that took more time than the rest of RAVE.
+    """
+    if groups > 1:
+        parts = zip(jnp.split(x_btc, groups, -1), jnp.split(kernel_kcn, groups, -1))
+        return jnp.concatenate([conv(x, kernel, stride, dilation) for x, kernel in parts], -1)
+    return lax.conv_general_dilated(x_btc, kernel_kcn, (stride,), "VALID", rhs_dilation=(dilation,), dimension_numbers=ORDER)
 
 
 def up(x_btc, kernel_2rcn):
