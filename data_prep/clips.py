@@ -29,13 +29,16 @@ class Clip(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Named sounds before a layout reads their names. decode(jobs, options): Results in order, jobs = (item, what sounds.decode is told)."""
+    """Named sounds before a layout reads their names.
+
+    decode(function, jobs, options): Results in order; function: sounds.decode or sounds.measure; jobs: (item, what it is told).
+    """
 
     items: list[intake.Item]
     is_archive: bool
     skipped: list[tuple[str, str]]
     described: list[dict]
-    decode: Callable[[list, dict], Iterator[pool.Result]]
+    decode: Callable[[Callable, list, dict], Iterator[pool.Result]]
 
 
 def define_flags(values: flags.FlagValues, rate: int) -> None:
@@ -60,7 +63,7 @@ def open_source(name: str, class_field: str, workers: int) -> Source:
     if not found.items:
         raise script.nothing_kept(name, "sounds", found.skipped)
     return Source(found.items, found.is_archive, found.skipped, script.describe_source(found, found.items),
-                  lambda jobs, options: intake.decode(found, jobs, sounds.decode, options, min(workers, len(jobs))))
+                  lambda function, jobs, options: intake.decode(found, jobs, function, options, min(workers, len(jobs))))
 
 
 def _tfds_source(name, class_field, workers):
@@ -82,11 +85,11 @@ def _tfds_source(name, class_field, workers):
             folders = ([split_name(split)] if several else []) + ([names[int(row[class_field])]] if names else [])
             items.append(intake.Item("/".join([*folders, file]), "wav", 0, position=len(items)))
 
-    def decode(jobs, options):
+    def decode(function, jobs, options):
         wanted = {item.position: about for item, about in jobs}
         rows = (row[field] for rows in sets for row in tfds.as_numpy(rows.map(lambda r: {field: r[field]})))
         tasks = (pool.Task(sounds.as_wav(values, rate), None, None, wanted[i]) for i, values in enumerate(rows) if i in wanted)
-        return pool.decode(tasks, sounds.decode, options, workers=min(workers, len(jobs)))
+        return pool.decode(tasks, function, options, workers=min(workers, len(jobs)))
 
     return Source(items, False, [], [{"name": name.rstrip("/").rsplit("/", 1)[-1]}], decode)
 
@@ -99,6 +102,17 @@ def by_folder(source: Source, field: str) -> tuple[list[Clip], list[tuple[str, s
     return kept, [(item.name, f"lies beside the {field} folders, not in one") for item, _, p in told if len(p) == 1]
 
 
+def durations(source: Source, clips: list[Clip]) -> list[int]:
+    """Milliseconds of each clip as its file tells without being decoded; 1 where it tells nothing."""
+    found, spoken = [], 0
+    for result in source.decode(sounds.measure, [(clip.content, {"kind": clip.content.kind}) for clip in clips], {}) if clips else ():
+        spoken = result.about.get("milliseconds", spoken)
+        if result.last:
+            found.append(max(1, spoken))
+            spoken = 0
+    return found
+
+
 def regroup(clips: list[Clip], group: str) -> list[Clip]:
     """The clips in the groups that --group gives them, or as they are. Raises UserError."""
     rule = splits.group_rule(group)
@@ -106,12 +120,12 @@ def regroup(clips: list[Clip], group: str) -> list[Clip]:
 
 
 def prepare(values: flags.FlagValues, made_by: str, source: Source, clips: list[Clip], skipped: list[tuple[str, str]], limit: int | None,
-            told: dict, by: str | None = None, channels: int = 1, fill: bool = True) -> None:
+            told: dict, by: str = "", weights: list[int] | None = None, channels: int = 1, fill: bool = True) -> None:
     """Writes the data set of a script's flags and prints what became of it.
 
     clips: those to decode; skipped: files left out so far; limit: records of a file, or None; told: options for the manifest beside the common
-    ones; by: field whose classes each have their share of every split, measured in bytes, since files differ in length, '' = all together in
-    bytes, None = in numbers of files; fill: records of one length, the last of a file filled up with zeros, else of any. Raises UserError.
+    ones; by: field whose classes each have their share of every split; weights: of the clips in these shares, else with `by` their bytes, since
+    files differ in length; fill: records of one length, the last of a file filled up with zeros, else of any. Raises UserError.
     """
     start, samples = time.monotonic(), samples_of(values.seconds, values.rate)
     fractions, clips = splits.parse_fractions(values.split), regroup(clips, values.group)
@@ -120,14 +134,14 @@ def prepare(values: flags.FlagValues, made_by: str, source: Source, clips: list[
             raise script.nothing_kept(values.source, "sounds of this layout", skipped)
         groups = [clip.group for clip in clips]
         strata = [clip.marks[by] for clip in clips] if by else None
-        sizes = [max(1, clip.content.bytes) for clip in clips] if by is not None else None
+        sizes = weights or ([max(1, clip.content.bytes) for clip in clips] if by else None)
         chosen = splits.choose_splits([clip.given for clip in clips], groups, fractions, values.seed, strata, sizes)
         labels = {field: sort_names({clip.marks[field] for clip in clips}) for field in clips[0].marks}
         jobs = [(clip.content, {"name": clip.name, "kind": clip.content.kind, "group": group,
                                 "marks": {field: labels[field].index(name) for field, name in clip.marks.items()}})
                 for clip, group in zip(clips, groups)]
         total, found, skipped, kept = _Total(values.rate), len(clips) + len(skipped), list(skipped), 0
-        results = source.decode(jobs, {"rate": values.rate, "samples": samples, "limit": limit, "channels": channels, "fill": fill})
+        results = source.decode(sounds.decode, jobs, {"rate": values.rate, "samples": samples, "limit": limit, "channels": channels, "fill": fill})
         progress = script.Progress(len(clips), "files")
         for done, (clip, split) in enumerate(zip(clips, chosen), 1):
             reason, tally = _write(writer, split, clip, results)

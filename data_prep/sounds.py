@@ -278,6 +278,14 @@ def fields(samples: int | None, channels: int, labels: dict[str, tuple[str, ...]
     return {**made, **{name: Field((), "int64", names) for name, names in labels.items()}}
 
 
+def measure(file, told: dict, options: dict) -> Iterator[tuple[dict, list[bytes]]]:
+    """pool.decode's generator: {'milliseconds'} of a sound file as its header or its pages count them, undecoded. told: kind. Raises Skip."""
+    sound, expected = open_sound(file, told["kind"])
+    if not expected:  # an MP3 or a streamed FLAC that does not tell: as if it were one of 128 kbit/s
+        expected = file.seek(0, 2) / 16_000 * sound.samplerate
+    yield {"milliseconds": round(1000 * expected / sound.samplerate)}, []
+
+
 def decode(file, told: dict, options: dict) -> Iterator[tuple[dict, list[bytes]]]:
     """pool.decode's generator: a sound file -> its records in parts, and once what is told of it.
 

@@ -6,8 +6,8 @@
 
 Layouts: `plain`, any tree of sound files, where the folders of the first level are the classes if there are several and no file lies beside
 them; `vctk`, .../pNNN/pNNN_nnn_micN.flac or .../pNNN/pNNN_nnn.wav, with their speakers. A source is a folder, an archive (of files up to 256 MB)
-or `tfds:NAME`. Without --split it keeps its own splits (train and test folders), or is divided 90 to 10: by recording, of VCTK by utterance, both
-microphones together, or by speaker. Each class has its share of every split where it has recordings enough.
+or `tfds:NAME`. Without --split it keeps its own splits (train and test folders), or is divided 90 to 10, in seconds: by recording, of VCTK by
+utterance, both microphones together, or by speaker. Each class has its share of every split where it has recordings enough.
 
 A recording is brought to --rate and --channels once and cut into records of at most --seconds. Nothing is filled up: a short recording, and the
 end of a long one, is a short record; training cuts its crops from records (config.data.crop). Every file found is kept or is in manifest.json with
@@ -65,7 +65,8 @@ def main() -> None:
     told = {"layout": FLAGS.layout, "channels": FLAGS.channels, "mic": FLAGS.mic, "by": FLAGS.by if FLAGS.layout == "vctk" else "recording",
             "left_out": f"damaged, empty or not finite; shorter than {sounds.MIN_SECONDS:g} s; never above {20 * np.log10(sounds.SILENT):.0f} dB"}
     by = shared(listed, field, len(splits.parse_fractions(FLAGS.split)))
-    clips.prepare(FLAGS, "data_prep.waveforms", source, listed, source.skipped + skipped, None, told, by, FLAGS.channels, fill=False)
+    lengths = clips.durations(source, listed)  # bytes would not do: a quiet piece of an Ogg takes a quarter of a loud one's
+    clips.prepare(FLAGS, "data_prep.waveforms", source, listed, source.skipped + skipped, None, told, by, lengths, FLAGS.channels, fill=False)
 
 
 if __name__ == "__main__":
