@@ -84,8 +84,11 @@ def _train(config: Config, workdir: epath.Path, mesh, clock: metrics.Clock, leav
     if config.data.validation:
         _known_metric(config.eval.metric, _reported(config, task, sums_fn, shapes, spec, mesh))
 
-    # ---- restore or init ----------------------------------------------------------------------------------------------
+    # ---- rehearse, restore or init ------------------------------------------------------------------------------------
     saves = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.run.keep)
+    update = updates.make_update(task, config, mesh)
+    with clock.span("compile"):
+        compiled = _rehearse(task, config, update, init, example, mesh, saves.latest() or 0)
     progress, step, found = Progress(), 0, saves.restore(target)
     if found is None:
         state = session.start_from(init(example), config, workdir, mesh)
@@ -100,10 +103,9 @@ def _train(config: Config, workdir: epath.Path, mesh, clock: metrics.Clock, leav
     if meshes.is_main():
         print(_overview(config, source, shapes, mesh, step), file=sys.stderr, flush=True)
 
-    update = updates.make_update(task, config, mesh)
     eval_key = jax.random.key(config.seed + 1)
     batches = datas.train_batches(source, mesh, config.seed, step, config.data.batch)
-    pending, result, compiled, running, whole = None, {}, set(), collections.deque(), False
+    pending, result, running, whole = None, {}, collections.deque(), False
 
     def flush():
         """Writes the logged step's own metrics, fetched late so that the device never waits for the log."""
@@ -203,6 +205,17 @@ def _train(config: Config, workdir: epath.Path, mesh, clock: metrics.Clock, leav
         why = "left on request" if leave else "stopped early: no improvement" if stop else "done"
         print(f"{why} at step {step} of {config.run.steps}; saved step {saved} in {workdir}; {clock.goodput()}", flush=True)
     return None if leave and not (last and result) else result
+
+
+def _rehearse(task, config, update, init, example, mesh, step) -> set[tuple[str, ...]]:
+    """Compiles every tuple of moves that comes after the next step's own and runs it once, on a state that is thrown away: what does not fit into
+    memory fails now, and not when a later stage begins. Returns the tuples."""
+    later = {task.schedule(s) for s in range(step, config.run.steps)} - {task.schedule(step)}
+    rows = meshes.own_rows(config.data.batch)
+    for moves in sorted(later):
+        batch = meshes.to_global(mesh, {k: v[rows] for k, v in example.items()})
+        jax.block_until_ready(update(init(example), batch, moves))
+    return later
 
 
 def _same_everywhere(config, spec) -> None:

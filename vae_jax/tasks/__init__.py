@@ -8,7 +8,7 @@ from typing import Any, Callable, NamedTuple
 
 from vae_jax.config import Config, Optim, UserError
 
-TASKS = {"vae": "vae_jax.tasks.vae", "classifier": "vae_jax.tasks.classifier"}
+TASKS = {"vae": "vae_jax.tasks.vae", "rave": "vae_jax.tasks.rave", "classifier": "vae_jax.tasks.classifier"}
 
 
 class Move(NamedTuple):

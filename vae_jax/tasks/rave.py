@@ -1,0 +1,287 @@
+"""RAVE as a Task: stage 1 learns a representation by the spectral distance, stage 2 freezes the encoder and sharpens the decoder against critics.
+
+Latents [b, n, d] are n frames of d numbers a crop. The KL is nats a latent frame, with the half, averaged over frames (the published beta is half of
+ours); spectral distances are ratios and logarithms (losses/spectral.py). Moves: `represent` (encoder, decoder), `generate` (decoder), `criticise`
+(critic). What evaluation must know of the stage is variables['decoder']['noise'], the weight of the noise branch: 0 in stage 1, 1 from stage 2 on.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae_jax import evaluate, fronts
+from vae_jax.config import Config, Optim, UserError
+from vae_jax.dsp import augment as augmentation
+from vae_jax.dsp import pqmf
+from vae_jax.layers.streaming import Signal
+from vae_jax.losses import adversarial, divergences, spectral
+from vae_jax.models import critics, rave
+from vae_jax.tasks import Move, Task
+
+ADVERSARIES = {"hinge": (adversarial.hinge_critic, adversarial.hinge_generator),
+               "least_squares": (adversarial.least_squares_critic, adversarial.least_squares_generator)}
+LATENTS = ("variational", "wasserstein", "spherical")
+ACTIVE = 0.01  # variance over frames of a posterior mean above which a latent counts as active
+LEAST_SCALE = 1e-4  # of a posterior's standard deviation
+
+
+@dataclasses.dataclass
+class Model:
+    version: int = 1  # 1: the paper's network; 2: the wider, later one
+    capacity: int = 64  # channels of the outermost layer, doubled at every stage
+    latent: int = 128
+    ratios: tuple[int, ...] = (4, 4, 4, 2)  # of the four stages; hop = bands x their product
+    bands: int = 16  # of the filter bank; 1 = none
+    attenuation_db: float = 100.0  # of the filter bank
+    causal: bool = False  # look at nothing ahead: a stream is late by the filter bank alone
+    snake: bool = False  # periodic activations
+    amplitudes: int = 5  # frequencies a band at which the noise branch is set; 0 = no noise branch
+    noise_ratios: tuple[int, ...] = (4, 4, 4)
+    noise_hidden: int = 64
+    latents: str = "variational"  # variational; wasserstein: no draw, pulled to N(0, I) by a kernel distance; spherical: on the unit sphere
+    extra: int = 0  # channels of noise that the decoder is given beside the latents
+    beta: float = 0.2  # weight of the KL, or of the kernel distance
+    beta_from: float = 0.0  # beta rises from here (and above 0) by a constant factor a step ...
+    beta_steps: int = 0  # ... for so many steps; 0 = constant
+    distance: str = "squared"  # spectral distance: squared (public code) or frobenius (paper)
+    windows: tuple[int, ...] = spectral.WINDOWS  # samples, of the wave and of sub-bands
+    full_band: bool = True  # the distance of the wave beside that of the sub-bands; False only to time what others time
+    representation_steps: int = 1_000_000  # length of stage 1
+    critic_every: int = 2  # steps of stage 2 of which the first is the critic's
+    critic_scales: int = 3  # critics of the wave, each at half the rate of the one before
+    critic_periods: tuple[int, ...] = ()  # critics of every period-th sample
+    critic_resolutions: tuple[int, ...] = ()  # critics of spectra with windows of so many samples
+    critic_capacity: int = 64
+    critic_optim: Optim = dataclasses.field(default_factory=lambda: Optim(lr=1e-4, b1=0.5, b2=0.9))
+    adversarial: str = "hinge"  # hinge, least_squares
+    adversarial_weight: float = 3.0  # of the mean over critics; the public code weighs their sum by 1
+    matching: str = "absolute"  # feature matching: absolute, or relative to the real features
+    matching_weight: float = 10.0  # as published in writing; the public code of v2.3 multiplies twice (100)
+    high_hz: float = 4000.0  # `high_error_db` is the error above it
+    augment: augmentation.Augment = dataclasses.field(default_factory=augmentation.Augment)
+
+
+def network(m: Model, channels: int, dtype=jnp.float32) -> rave.Rave:
+    outputs = 2 * m.latent if m.latents == "variational" else m.latent
+    return rave.Rave(m.version, m.capacity, outputs, m.ratios, m.bands, channels, m.attenuation_db, m.causal, m.snake, m.amplitudes,
+                     m.noise_ratios, m.noise_hidden, m.extra, dtype)
+
+
+def posterior(latents: str, statistics):
+    """(mean, standard deviation or None) of what an encoder gives [b, n, outputs]; float32."""
+    statistics = statistics.astype(jnp.float32)
+    if latents == "variational":
+        mean, scale = jnp.split(statistics, 2, -1)
+        return mean, jax.nn.softplus(scale) + LEAST_SCALE
+    if latents == "spherical":  # finite at silence, where all are 0
+        return statistics * jax.lax.rsqrt(jnp.sum(jnp.square(statistics), -1, keepdims=True) + 1e-12), None
+    return statistics, None
+
+
+def make(config: Config, spec) -> Task:
+    m = config.model
+    _check(config, spec)
+    rate, channels = spec.facts["rate"], spec.fields["audio"].shape[-1]
+    hop, late = m.bands * math.prod(m.ratios), pqmf.bank(m.bands, m.attenuation_db, m.causal).delay
+    net = network(m, channels, jnp.dtype(config.dtype))
+    critic = critics.Critics(m.critic_scales, m.critic_periods, m.critic_resolutions, m.critic_capacity, jnp.dtype(config.dtype))
+    critic_loss, generator_loss = ADVERSARIES[m.adversarial]
+    crop = _trained_crop(config)
+
+    def wave(batch):
+        """Sound [b, t, c] in -1..1."""
+        return fronts.waves(batch)
+
+    def heard(key, batch):
+        """What training hears of a batch [b, crop, c]."""
+        return augmentation.augment(key, wave(batch), rate, m.augment, crop)
+
+    def apply(method, params, variables, *inputs, train=False):
+        """A method of the network; with `train` also its new statistics."""
+        stored = {"params": {p: params[p] for p in ("encoder", "decoder")}, "batch_stats": {"encoder": variables["encoder"]}}
+        if not train:
+            return net.apply(stored, *inputs, method=method)
+        made, changed = net.apply(stored, *inputs, True, method=method, mutable=["batch_stats"])
+        return made, changed.get("batch_stats", {}).get("encoder", {})
+
+    def bands_of(x_btc):
+        return apply("analyse", {"encoder": {}, "decoder": {}}, {"encoder": {}}, Signal(rave.frames_of(x_btc, m.bands)))
+
+    def wave_of(bands_signal):
+        return rave.samples_of(apply("synthesise", {"encoder": {}, "decoder": {}}, {"encoder": {}}, bands_signal).x, channels)
+
+    def together(x_btc, y_btc):
+        """Both as [b * c, t], without the samples for which the causal bank makes y late."""
+        x, y = x_btc[:, :x_btc.shape[1] - late], y_btc[:, late:]
+        return (a.swapaxes(1, 2).reshape(-1, a.shape[1]) for a in (x, y))
+
+    def rows(signal):
+        return signal.x.swapaxes(1, 2).reshape(-1, signal.x.shape[1])
+
+    def distances(x_btc, x_bands, y_btc, y_bands):
+        """{'sub_bands': .., 'full_band': ..} over the whole batch."""
+        found = {"sub_bands": spectral.distance(rows(x_bands), rows(y_bands), m.distance, m.windows)}
+        if m.full_band:
+            found["full_band"] = spectral.distance(*together(x_btc, y_btc), m.distance, m.windows)
+        return found
+
+    def init(key, batch):
+        keys = jax.random.split(key, 3)
+        x = jnp.zeros((1, hop, channels))
+        made = net.init(keys[0], Signal(rave.frames_of(x, m.bands)), m.latent, keys[1])
+        variables = {"encoder": made.get("batch_stats", {}).get("encoder", {}), "decoder": {"noise": jnp.float32(0.0)}}
+        return {**made["params"], "critic": critic.init(keys[2], wave(batch)[:1])["params"]}, variables
+
+    def draw(key, mean, scale):
+        return mean if scale is None else mean + scale * jax.random.normal(key, mean.shape)
+
+    def represent(params, variables, batch, key, step):
+        keys = jax.random.split(key, 4)
+        x = heard(keys[0], batch)
+        x_bands = bands_of(x)
+        statistics, new = apply("encode", params, variables, x_bands, train=True)
+        mean, scale = posterior(m.latents, statistics.x)
+        z = draw(keys[1], mean, scale)
+        y_bands = apply("decode", params, variables, statistics.replace(x=z), keys[2])
+        found = distances(x, x_bands, wave_of(y_bands) if m.full_band else None, y_bands)
+        beta = divergences.beta_weight(step, "cooling" if m.beta_steps else "constant", m.beta, m.beta_steps, start=m.beta_from)
+        loss = sum(found.values())
+        if m.latents == "variational":
+            found["kl"] = jnp.mean(jnp.sum(divergences.kl_normal(mean, 2 * jnp.log(scale)), -1))
+            loss = loss + beta * found["kl"]
+        elif m.latents == "wasserstein":
+            found["mmd"] = divergences.kernel_distance(z.reshape(-1, m.latent), jax.random.normal(keys[3], (z.shape[0] * z.shape[1], m.latent)))
+            loss = loss + beta * found["mmd"]
+        return loss, ({**variables, "encoder": new, "decoder": {"noise": jnp.float32(0.0)}}, {"loss": loss, "beta": beta} | found)
+
+    def frozen(params, variables, batch, key):
+        """(sound, its sub-bands, latents) of stage 2: the encoder as it is, statistics and all."""
+        keys = jax.random.split(key, 2)
+        x = heard(keys[0], batch)
+        x_bands = bands_of(x)
+        statistics = apply("encode", params, variables, x_bands)
+        return x, x_bands, statistics.replace(x=jax.lax.stop_gradient(draw(keys[1], *posterior(m.latents, statistics.x))))
+
+    def aligned(x_btc, y_btc):
+        return x_btc[:, :x_btc.shape[1] - late], y_btc[:, late:]
+
+    def generate(params, variables, batch, key, step):
+        key_x, key_y = jax.random.split(key)
+        x, x_bands, z = frozen(params, variables, batch, key_x)
+        y_bands = apply("decode", params, variables, z, key_y, jnp.float32(1.0))
+        y = wave_of(y_bands)
+        found = distances(x, x_bands, y, y_bands)
+        real, fake = aligned(x, y)
+        scores, features = critic.apply({"params": params["critic"]}, fake)
+        _, real_features = critic.apply({"params": params["critic"]}, real)
+        adversary = generator_loss(scores)
+        matching = adversarial.feature_matching(real_features, features, m.matching)
+        loss = sum(found.values()) + m.adversarial_weight * adversary + m.matching_weight * matching
+        return loss, ({**variables, "decoder": {"noise": jnp.float32(1.0)}},
+                      {"loss": loss, "adversarial": adversary, "feature_matching": matching} | found)
+
+    def criticise(params, variables, batch, key, step):
+        key_x, key_y = jax.random.split(key)
+        x, _, z = frozen(params, variables, batch, key_x)
+        y = wave_of(apply("decode", params, variables, z, key_y, jnp.float32(1.0)))
+        real, fake = aligned(x, jax.lax.stop_gradient(y))
+        scores, _ = critic.apply({"params": params["critic"]}, jnp.concatenate([real, fake]))
+        reals, fakes = ([s[:len(x)] for s in scores], [s[len(x):] for s in scores])
+        loss = critic_loss(reals, fakes)
+        mean = lambda found: sum(jnp.mean(s) for s in found) / len(found)
+        return loss, (variables, {"loss": loss, "real_score": mean(reals), "fake_score": mean(fakes)})
+
+    def encode(params, variables, batch):
+        mean, scale = posterior(m.latents, apply("encode", params, variables, bands_of(wave(batch))).x)
+        return {"mean": mean} if scale is None else {"mean": mean, "logvar": 2 * jnp.log(scale)}
+
+    def decode(params, variables, code, condition=None, key=None):
+        """{'audio': [b, t, c]}. Its draws of noise are the same at every call without a key."""
+        key = jax.random.key(0) if key is None else key
+        noise = variables["decoder"]["noise"] if m.amplitudes else None
+        return {"audio": wave_of(apply("decode", params, variables, Signal(code), key, noise))}
+
+    def sample(params, variables, key, request):
+        """request: temperature [n] scales the latents, crops of the training length drawn from the prior N(0, I)."""
+        key_z, key_x = jax.random.split(key)
+        n = len(request["temperature"])
+        z = jax.random.normal(key_z, (n, config.data.crop // hop, m.latent)) * request["temperature"][:, None, None]
+        z = posterior("spherical", z)[0] if m.latents == "spherical" else z
+        return {"audio/mean": decode(params, variables, z, key=key_x)["audio"]}
+
+    def metrics(params, variables, batch, key):
+        x = wave(batch)
+        code = encode(params, variables, batch)
+        y = decode(params, variables, code["mean"])["audio"]
+        each = lambda a: a.reshape(len(x), -1).mean(-1)
+        real, fake = together(x, y)
+        measure = lambda y: each(spectral.distance(real, y, m.distance, m.windows, each=True))
+        mean = code["mean"].reshape(len(x), -1, m.latent)
+        found = {"distance": measure(fake), "silence_distance": measure(jnp.zeros_like(fake)), "mean": mean.mean(1), "square": jnp.square(mean).mean(1),
+                 "high_error_db": each(spectral.error_db(real, fake, rate, m.high_hz)), "error_db": each(spectral.error_db(real, fake, rate, 0.0))}
+        if "logvar" in code:
+            found["kl"] = jnp.mean(divergences.kl_normal(code["mean"], code["logvar"]), 1)
+        return found
+
+    def summary(sums, squares, count):
+        average = {k: v / count for k, v in sums.items()}
+        found = {"loss": average["distance"], "loss_error": evaluate.standard_error(sums["distance"], squares["distance"], count)}
+        found |= {k: average[k] for k in ("silence_distance", "error_db", "high_error_db")}
+        found["active_units"] = np.sum(average["square"] - average["mean"] ** 2 > ACTIVE)
+        if "kl" in average:
+            found["kl"] = np.sum(average["kl"])
+        return found
+
+    def schedule(step):
+        if step < m.representation_steps:
+            return ("represent",)
+        return ("criticise",) if (step - m.representation_steps) % m.critic_every == 0 else ("generate",)
+
+    moves = {"represent": Move(("encoder", "decoder"), represent), "generate": Move(("decoder",), generate),
+             "criticise": Move(("critic",), criticise)}
+    return Task(init=init, moves=moves, metrics=metrics, summary=summary, schedule=schedule,
+                stage=lambda step: "representation" if step <= m.representation_steps else "adversarial",
+                encode=encode, decode=decode, sample=sample, optim={"critic": m.critic_optim},
+                front=fronts.Front("wave", (config.data.crop, channels), wave, rate=rate))
+
+
+def _check(config: Config, spec) -> None:
+    """Raises UserError for settings that do not fit together or the data."""
+    m = config.model
+    if "audio" not in spec.fields:
+        raise UserError(f"RAVE is for sound, but the data set {spec.name} holds {', '.join(spec.fields)}; prepare it with data_prep.waveforms.")
+    for name, choices in {"version": (1, 2), "latents": LATENTS, "distance": spectral.DEFINITIONS, "adversarial": tuple(ADVERSARIES),
+                          "matching": adversarial.DEFINITIONS}.items():
+        if getattr(m, name) not in choices:
+            raise UserError(f"config.model.{name}={getattr(m, name)!r} is not one of {', '.join(map(str, choices))}.")
+    whole = {"capacity": m.capacity, "latent": m.latent, "bands": m.bands, "representation_steps": m.representation_steps + 1,
+             "critic_every": m.critic_every - 1}
+    for name, value in whole.items():
+        if value < 1:
+            raise UserError(f"config.model.{name}={getattr(m, name)} is too small.")
+    if not 1 <= len(m.ratios) <= 4 or any(r < 2 for r in m.ratios):
+        raise UserError(f"config.model.ratios={m.ratios}: give one to four ratios of at least 2.")
+    hop = m.bands * math.prod(m.ratios)
+    if m.amplitudes and (m.amplitudes < 2 or math.prod(m.ratios) % math.prod(m.noise_ratios)):
+        raise UserError(f"config.model: amplitudes={m.amplitudes} must be 0 or at least 2, and the product of ratios={m.ratios} a multiple of that of "
+                        f"noise_ratios={m.noise_ratios}.")
+    augmentation.check(m.augment, spec.facts["rate"])
+    crop, late = config.data.crop, pqmf.bank(m.bands, m.attenuation_db, m.causal).delay
+    least = max(max(m.windows) // 2 * m.bands, max(m.windows) // 2 + late) + 1
+    if crop % hop or _trained_crop(config) < least:
+        raise UserError(f"config.data.crop={crop} samples must be a multiple of the hop {hop} and so long that at least {least} are trained on: "
+                        f"set --config.data.crop={-(-augmentation.source_samples(m.augment, max(crop, least)) // hop) * hop}.")
+    if m.beta_steps and not 0 < m.beta_from:
+        raise UserError(f"config.model.beta_steps={m.beta_steps} lets beta rise from beta_from={m.beta_from}, which must be above 0: 1e-6, say.")
+
+
+def _trained_crop(config: Config) -> int:
+    """Samples of a crop that are trained on: fewer than it holds where a raised pitch would use up more."""
+    m = config.model
+    hop, crop = m.bands * math.prod(m.ratios), config.data.crop
+    while crop > 0 and augmentation.source_samples(m.augment, crop) > config.data.crop:
+        crop -= hop
+    return crop
