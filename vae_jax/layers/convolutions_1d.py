@@ -20,12 +20,12 @@ def conv(x_btc, kernel_kcn, stride: int = 1, dilation: int = 1, groups: int = 1)
     return lax.conv_general_dilated(x_btc, kernel_kcn, (stride,), "VALID", rhs_dilation=(dilation,), dimension_numbers=ORDER)
 
 
-def up(x_btc, kernel_2rcn):
-    """Transposed convolution of stride r and 2r taps, between its ends: x [b, t, c] -> y [b, (t - 1) r, n], where y[g r + a], a = 0..r-1, is
-    x[g] kernel[r + a] + x[g + 1] kernel[a].
+def up(x_btc, kernel_2cm, ratio: int):
+    """Transposed convolution of stride r and 2r taps, between its ends: x [b, t, c] -> y [b, (t - 1) r, n]; y[g r + a], a = 0..r-1, is
+    x[g] kernel[0, :, a n:(a + 1) n] + x[g + 1] kernel[1, :, a n:(a + 1) n].
 
-    The exact polyphase form: a plain convolution of two taps to r n channels, whose gradients every backend does well, and a reshape.
+    The exact polyphase form: a plain convolution of two taps to r n channels, whose gradients every backend does well, and a reshape. kernel
+    [2, c, r n] is kept in that form: putting its taps into order took a third of a block of a stream.
     """
-    (taps, c, n), b = kernel_2rcn.shape, x_btc.shape[0]
-    phases = kernel_2rcn.reshape(2, taps // 2, c, n)[::-1].transpose(0, 2, 1, 3).reshape(2, c, -1)
-    return conv(x_btc, phases).reshape(b, -1, n)
+    b, t, _ = x_btc.shape
+    return conv(x_btc, kernel_2cm).reshape(b, (t - 1) * ratio, -1)

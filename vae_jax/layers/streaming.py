@@ -60,7 +60,7 @@ class Conv(nn.Module):
 class Up(nn.Module):
     """Transposed convolution of stride `ratio` and 2 ratio taps, without bias: x [b, t, c] -> [b, t ratio, features].
 
-    Parameter: kernel [2 ratio, c, features]. Of the (t + 1) ratio frames of the full result, ratio // 2 are left out at the beginning; causal: none.
+    Parameter: kernel [2, c, ratio features], see `convolutions_1d.up`. Of the (t + 1) ratio frames of the full result, ratio // 2 are left out at the beginning; causal: none.
     """
 
     features: int
@@ -71,10 +71,10 @@ class Up(nn.Module):
     @nn.compact
     def __call__(self, s: Signal) -> Signal:
         r, t = self.ratio, s.x.shape[1]
-        kernel = self.param("kernel", uniform(2 * s.x.shape[-1]), (2 * r, s.x.shape[-1], self.features))
+        kernel = self.param("kernel", uniform(2 * s.x.shape[-1]), (2, s.x.shape[-1], r * self.features))
         ahead = 0 if self.causal else r // 2
         x, _ = _extend(self, s, 1, int(s.position is None and ahead > 0))
-        y = convolutions_1d.up(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = convolutions_1d.up(x.astype(self.dtype), kernel.astype(self.dtype), r)
         if s.position is None:
             return s.replace(x=y[:, ahead:ahead + t * r])
         return Signal(y, s.position * r, s.delay * r + ahead)
