@@ -30,15 +30,17 @@ class Sound:
 
 class Front(NamedTuple):
     """analyse(batch) -> x [b, h, w, c] in 0..1;  level(batch) -> [b] in about 0..1, or None where every example has the same white
-    sound(x, level, key) -> waves [b, samples] in -1..1; None for pictures. kind: 'image' or 'audio'. rate: samples a second."""
+    sound(x, level, key) -> waves [b, samples] in -1..1; None for pictures. rate: samples a second. kind: 'image', 'audio' (spectrograms), or 'wave':
+    a model of the wave itself, shape (samples, channels), which analyse gives; what it makes of a sound comes `delay` samples late."""
 
     kind: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     analyse: Callable[[dict], jax.Array]
     level: Callable[[dict], jax.Array] | None = None
     sound: Callable[..., jax.Array] | None = None
     rate: int = 0
     range_db: float = 0.0
+    delay: int = 0
 
 
 def get(spec, settings: Sound, multiple: int = 1) -> Front:

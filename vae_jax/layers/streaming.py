@@ -4,7 +4,7 @@ A network maps a `Signal` to a `Signal`. Of a whole signal, convolutions see zer
 the end of what it has seen in the Linen collection "stream"; a layer that looks ahead answers late instead, by `delay` frames, which is computed here
 from the kernel sizes: a strided layer waits until its frames fall on the grid of the whole signal, parallel branches wait for each other, and frames
 from before the beginning count as zeros. So a stream, late by its delay, equals the whole-signal form for blocks of any size that is a multiple of
-the stride. `start` and `step` make a pair of pure functions of a module.
+the stride. `start` and `step` make a pair of pure functions of a module, or of a method of one.
 """
 
 from typing import Any
@@ -20,15 +20,19 @@ from vae_jax.layers.convolutions import uniform
 
 @flax.struct.dataclass
 class Signal:
-    """x [b, t, c], a whole signal, or (position given) the block of a stream that begins `position` frames after the stream did."""
+    """x [b, t, c], a whole signal, or (position given) the block of a stream that begins `position` frames after the stream did.
+
+    A whole signal may be a stretch of a longer one, from that one's frame `first` on, a multiple of all strides: only numbers of frames depend on it.
+    """
 
     x: jax.Array
     position: Any = None  # int32 []
     delay: int = flax.struct.field(pytree_node=False, default=0)  # frames by which a stream is behind the whole signal
+    first: Any = 0  # int32 []
 
     def frames(self):
         """Number in the whole signal of each frame, int32 [t]; negative before its beginning."""
-        return jnp.arange(self.x.shape[1], dtype=jnp.int32) + (0 if self.position is None else self.position - self.delay)
+        return jnp.arange(self.x.shape[1], dtype=jnp.int32) + (self.first if self.position is None else self.position - self.delay)
 
     def map(self, function) -> "Signal":
         """`function` of x, frame by frame."""
@@ -76,7 +80,7 @@ class Up(nn.Module):
         x, _ = _extend(self, s, 1, int(s.position is None and ahead > 0))
         y = convolutions_1d.up(x.astype(self.dtype), kernel.astype(self.dtype), r)
         if s.position is None:
-            return s.replace(x=y[:, ahead:ahead + t * r])
+            return s.replace(x=y[:, ahead:ahead + t * r], first=s.first * r)
         return Signal(y, s.position * r, s.delay * r + ahead)
 
 
@@ -107,20 +111,32 @@ def convolve(module: nn.Module, s: Signal, kernel_kcn, stride: int = 1, dilation
     after = 0 if causal else around // 2
     x, delay = _extend(module, s, around - after, after, stride)
     y = convolutions_1d.conv(x.astype(kernel_kcn.dtype), kernel_kcn, stride, dilation, groups)
-    return s.replace(x=y) if s.position is None else Signal(y, s.position // stride, delay)
+    return s.replace(x=y, first=s.first // stride) if s.position is None else Signal(y, s.position // stride, delay)
 
 
-def start(module: nn.Module, variables, channels: int, batch: int, block: int):
-    """The state of a stream of `module` before its first block: {"position": 0, "stream": zeros}. block: any size that it takes."""
-    first = Signal(jax.ShapeDtypeStruct((batch, block, channels), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
-    shapes = jax.eval_shape(lambda v, s: module.apply(v, s, mutable=["stream"])[1], variables, first)
+def start(module: nn.Module, variables, channels: int, batch: int, block: int, *more, method=None):
+    """The state of a stream of `module` before its first block: {"position": 0, "stream": zeros}. block: any size that it takes.
+
+    method: a function of the module, a Signal and `more` that is streamed in place of the module's own. Shapes of variables and `more` are enough.
+    """
+    shapes = _shapes(module, variables, channels, batch, block, more, method)[1]
     return {"position": jnp.int32(0), "stream": jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes.get("stream", {}))}
 
 
-def step(module: nn.Module, variables, state, x_btc) -> tuple[Any, Signal]:
-    """(the state behind the block x_btc, what `module` makes of it)"""
-    made, changed = module.apply({**variables, "stream": state["stream"]}, Signal(x_btc, state["position"]), mutable=["stream"])
+def step(module: nn.Module, variables, state, x_btc, *more, method=None) -> tuple[Any, Signal]:
+    """(the state behind the block x_btc, what `module`, or a method of it, makes of it)"""
+    made, changed = module.apply({**variables, "stream": state["stream"]}, Signal(x_btc, state["position"]), *more, method=method, mutable=["stream"])
     return {"position": state["position"] + x_btc.shape[1], "stream": changed.get("stream", {})}, made
+
+
+def delay(module: nn.Module, variables, channels: int, block: int, *more, method=None) -> int:
+    """Frames of what a stream gives by which it is behind the whole signal; see `start`. Nothing is run."""
+    return _shapes(module, variables, channels, 1, block, more, method)[0].delay
+
+
+def _shapes(module, variables, channels, batch, block, more, method):
+    first = Signal(jax.ShapeDtypeStruct((batch, block, channels), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
+    return jax.eval_shape(lambda v, s, m: module.apply(v, s, *m, method=method, mutable=["stream"]), variables, first, more)
 
 
 def _extend(module, s, before, after, stride=1):

@@ -35,18 +35,31 @@ def distance(target_bt, made_bt, definition: str = "squared", windows=WINDOWS, e
     frobenius: |S - Z|_F / |S|_F + log(1 + mean |S - Z| / EQUAL); S, Z the magnitudes of target and made.
     Means are over the whole batch, as published, so loud examples count more; each=True: of every example on its own, [b].
     """
+    _check(definition)
+    return sum(_apart(magnitude(target_bt, window), magnitude(made_bt, window), definition, epsilon, (1, 2) if each else None) for window in windows)
+
+
+def from_spectra(target_bt, spectra: dict, definition: str = "squared", epsilon: float = 1e-7):
+    """Distance [b] of each example of `target` from one spectrum for all of its frames, {window: magnitudes [window // 2 + 1]}; see `distance`.
+
+    With the mean spectrum of other sounds: what a model would reach that knows how such sounds are coloured and hears nothing.
+    """
+    _check(definition)
+    return sum(_apart(magnitude(target_bt, window), spectrum[None, None], definition, epsilon, (1, 2)) for window, spectrum in spectra.items())
+
+
+def _check(definition):
     if definition not in DEFINITIONS:
         raise UserError(f"spectral distance {definition!r} is not known; choose one of {', '.join(DEFINITIONS)}.")
-    axes = (1, 2) if each else None
-    total = 0.0
-    for window in windows:
-        s, z = magnitude(target_bt, window), magnitude(made_bt, window)
-        ratio = jnp.mean(jnp.square(s - z), axes) / jnp.maximum(jnp.mean(jnp.square(s), axes), SILENCE)
-        if definition == "squared":
-            total = total + ratio + jnp.mean(jnp.abs(jnp.log(s + epsilon) - jnp.log(z + epsilon)), axes)
-        else:  # the offset gives the root a gradient where the two are equal
-            total = total + jnp.sqrt(ratio + 1e-12) - 1e-6 + jnp.log1p(jnp.mean(jnp.abs(s - z), axes) / EQUAL)
-    return total
+
+
+def _apart(s, z, definition, epsilon, axes):
+    """One window's part of the distance of magnitudes z from s."""
+    ratio = jnp.mean(jnp.square(s - z), axes) / jnp.maximum(jnp.mean(jnp.square(s), axes), SILENCE)
+    if definition == "squared":
+        return ratio + jnp.mean(jnp.abs(jnp.log(s + epsilon) - jnp.log(z + epsilon)), axes)
+    # The offset gives the root a gradient where the two are equal
+    return jnp.sqrt(ratio + 1e-12) - 1e-6 + jnp.log1p(jnp.mean(jnp.abs(s - z), axes) / EQUAL)
 
 
 def error_db(target_bt, made_bt, rate: int, low_hz: float = 0.0, window: int = 2048, floor_db: float = -80.0):
@@ -57,3 +70,12 @@ def error_db(target_bt, made_bt, rate: int, low_hz: float = 0.0, window: int = 2
         raise UserError(f"an error above {low_hz:g} Hz cannot be measured at {rate} samples a second: take at most {rate // 2} Hz.")
     level = lambda x: stft.to_db(magnitude(x, window)[..., first:] / stft.full_scale(window), floor_db)
     return jnp.sqrt(jnp.mean(jnp.square(level(target_bt) - level(made_bt)), (1, 2)))
+
+
+def of_clips(target_btc, made_btc, rate: int, delay: int, definition: str, windows, high_hz: float) -> dict:
+    """{'distance', 'error_db', 'high_error_db' (above high_hz)}: each [b], the mean over channels; made is `delay` samples late, which are left out."""
+    b, t, _ = target_btc.shape
+    target, made = (x.swapaxes(1, 2).reshape(-1, t - delay) for x in (target_btc[:, :t - delay], made_btc[:, delay:]))
+    found = {"distance": distance(target, made, definition, windows, each=True), "error_db": error_db(target, made, rate),
+             "high_error_db": error_db(target, made, rate, high_hz)}
+    return {name: values.reshape(b, -1).mean(1) for name, values in found.items()}

@@ -220,7 +220,7 @@ class Noise(nn.Module):
         noise = draws(key, numbers, (frame, b, self.bands), uniform).reshape(-1, b, self.bands)[around * frame - taps // 2:]
         made = sum(noise[k:k + n * frame].reshape(n, frame, b, self.bands) * filters_knbm[k][:, None] for k in range(taps))
         made = made.transpose(2, 0, 1, 3).reshape(b, n * frame, self.bands)
-        return Signal(made, None if s.position is None else s.position * frame, s.delay * frame)
+        return Signal(made, None if s.position is None else s.position * frame, s.delay * frame, s.first * frame)
 
 
 class Snake(nn.Module):

@@ -198,11 +198,12 @@ def make(config: Config, spec) -> Task:
         mean, scale = posterior(m.latents, apply("encode", params, variables, bands_of(wave(batch))).x)
         return {"mean": mean} if scale is None else {"mean": mean, "logvar": 2 * jnp.log(scale)}
 
-    def decode(params, variables, code, condition=None, key=None):
-        """{'audio': [b, t, c]}. Its draws of noise are the same at every call without a key."""
+    def decode(params, variables, code, condition=None, key=None, first=0):
+        """{'audio': [b, t, c]}. Its draws of noise are the same at every call without a key. first: the code's first frame is that one of a longer
+        code, whose noise it then has."""
         key = jax.random.key(0) if key is None else key
         noise = variables["decoder"]["noise"] if m.amplitudes else None
-        return {"audio": wave_of(apply("decode", params, variables, Signal(code), key, noise))}
+        return {"audio": wave_of(apply("decode", params, variables, Signal(code, first=first), key, noise))}
 
     def sample(params, variables, key, request):
         """request: temperature [n] scales the latents, crops of the training length drawn from the prior N(0, I)."""
@@ -216,12 +217,9 @@ def make(config: Config, spec) -> Task:
         x = wave(batch)
         code = encode(params, variables, batch)
         y = decode(params, variables, code["mean"])["audio"]
-        each = lambda a: a.reshape(len(x), -1).mean(-1)
-        real, fake = together(x, y)
-        measure = lambda y: each(spectral.distance(real, y, m.distance, m.windows, each=True))
-        mean = code["mean"].reshape(len(x), -1, m.latent)
-        found = {"distance": measure(fake), "silence_distance": measure(jnp.zeros_like(fake)), "mean": mean.mean(1), "square": jnp.square(mean).mean(1),
-                 "high_error_db": each(spectral.error_db(real, fake, rate, m.high_hz)), "error_db": each(spectral.error_db(real, fake, rate, 0.0))}
+        errors = lambda y: spectral.of_clips(x, y, rate, late, m.distance, m.windows, m.high_hz)
+        mean = code["mean"]
+        found = errors(y) | {"silence_distance": errors(jnp.zeros_like(y))["distance"], "mean": mean.mean(1), "square": jnp.square(mean).mean(1)}
         if "logvar" in code:
             found["kl"] = jnp.mean(divergences.kl_normal(code["mean"], code["logvar"]), 1)
         return found
@@ -245,7 +243,7 @@ def make(config: Config, spec) -> Task:
     return Task(init=init, moves=moves, metrics=metrics, summary=summary, schedule=schedule,
                 stage=lambda step: "representation" if step <= m.representation_steps else "adversarial",
                 encode=encode, decode=decode, sample=sample, optim={"critic": m.critic_optim},
-                front=fronts.Front("wave", (config.data.crop, channels), wave, rate=rate))
+                front=fronts.Front("wave", (config.data.crop, channels), wave, rate=rate, delay=late))
 
 
 def _check(config: Config, spec) -> None:
