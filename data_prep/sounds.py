@@ -196,9 +196,14 @@ def check(samples: int, rate: int, peak: float) -> None:
 
 
 def read_wave(path: str, flag: str, rate: int | None = None, longest: int = MAX_SECONDS) -> tuple[np.ndarray, int]:
-    """One sound file as (mono wave float32 [n] of full scale 1, its rate); at `rate` where one is given. Refuses what `decode` refuses.
+    """One sound file as (mono wave float32 [n], its rate); see `read_sound`."""
+    wave, rate, _ = read_sound(path, flag, rate, 1, longest)
+    return wave[:, 0], rate
 
-    Raises UserError, one sentence that begins with --flag=path.
+
+def read_sound(path: str, flag: str, rate: int | None, channels: int, longest: int = MAX_SECONDS) -> tuple[np.ndarray, int, int]:
+    """One sound file as (wave float32 [n, channels] of full scale 1, its rate, how many channels the file has), channels mixed as `mix` says; at
+    `rate` where one is given. Refuses what `decode` refuses. Raises UserError, one sentence that begins with --flag=path.
     """
     name = f"--{flag}={printable(path)}"
     if not os.path.isfile(path):
@@ -210,14 +215,14 @@ def read_wave(path: str, flag: str, rate: int | None = None, longest: int = MAX_
                 raise UserError(f"{name} is not {EXPECTED}.")
             sound, expected = open_sound(file, kind)
             rate = rate or sound.samplerate
-            blocks = list(resample(mix(sound, expected, 1, longest), sound.samplerate, rate, 1))
-        wave = np.concatenate([np.zeros(0, np.float32), *(block[:, 0] for block in blocks)])
+            blocks = list(resample(mix(sound, expected, channels, longest), sound.samplerate, rate, channels))
+        wave = np.concatenate([np.zeros((0, channels), np.float32), *blocks])
         check(len(wave), rate, float(np.abs(wave).max(initial=0.0)))
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror or error}.") from None
     except Skip as reason:
         raise UserError(f"{name} cannot be used: {reason}.") from None
-    return wave, rate
+    return wave, rate, sound.channels
 
 
 def quantise(block: np.ndarray) -> tuple[np.ndarray, int]:

@@ -27,11 +27,11 @@ def gain(*sets) -> float:
 
 
 def wav(wave_n, rate: int, factor: float = 1.0) -> bytes:
-    """A mono wave [n], full scale 1, times `factor`, as a 16-bit WAV file. What lies beyond full scale is limited; not finite is silence."""
+    """A wave [n] or [n, channels], full scale 1, times `factor`, as a 16-bit WAV file. What lies beyond full scale is limited; not finite is silence."""
     values = np.nan_to_num(np.asarray(wave_n, np.float64) * factor, nan=0.0, posinf=0.0, neginf=0.0)
     out = io.BytesIO()
     with wave.open(out, "wb") as file:
-        file.setnchannels(1)
+        file.setnchannels(1 if values.ndim == 1 else values.shape[1])
         file.setsampwidth(2)
         file.setframerate(rate)
         file.writeframes(np.clip(np.rint(values * 32768), -32768, 32767).astype("<i2").tobytes())

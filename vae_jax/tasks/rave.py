@@ -107,8 +107,8 @@ def make(config: Config, spec) -> Task:
         made, changed = net.apply(stored, *inputs, True, method=method, mutable=["batch_stats"])
         return made, changed.get("batch_stats", {}).get("encoder", {})
 
-    def bands_of(x_btc):
-        return apply("analyse", {"encoder": {}, "decoder": {}}, {"encoder": {}}, Signal(rave.frames_of(x_btc, m.bands)))
+    def bands_of(x_btc, first=0):
+        return apply("analyse", {"encoder": {}, "decoder": {}}, {"encoder": {}}, Signal(rave.frames_of(x_btc, m.bands), first=first))
 
     def wave_of(bands_signal):
         return rave.samples_of(apply("synthesise", {"encoder": {}, "decoder": {}}, {"encoder": {}}, bands_signal).x, channels)
@@ -194,8 +194,9 @@ def make(config: Config, spec) -> Task:
         mean = lambda found: sum(jnp.mean(s) for s in found) / len(found)
         return loss, (variables, {"loss": loss, "real_score": mean(reals), "fake_score": mean(fakes)})
 
-    def encode(params, variables, batch):
-        mean, scale = posterior(m.latents, apply("encode", params, variables, bands_of(wave(batch))).x)
+    def encode(params, variables, batch, first=0):
+        """first: see decode."""
+        mean, scale = posterior(m.latents, apply("encode", params, variables, bands_of(wave(batch), first * math.prod(m.ratios))).x)
         return {"mean": mean} if scale is None else {"mean": mean, "logvar": 2 * jnp.log(scale)}
 
     def decode(params, variables, code, condition=None, key=None, first=0):
