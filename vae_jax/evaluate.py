@@ -46,12 +46,19 @@ def collect(fn, params, variables, source, mesh, batch: int, examples: int = 0, 
 
     examples: at most so many, evenly spaced (`data.spaced`); 0 = all.
     """
-    fn, parts, batch = jax.jit(fn, out_shardings=meshes.replicated(mesh)), [], meshes.round_up(mesh, batch)
-    for rows, valid in datas.eval_batches(source, mesh, batch, examples):
-        parts.append(jax.tree.map(lambda a: np.asarray(a)[:valid], fn(params, variables, rows)))
+    parts = []
+    for part in batches(fn, params, variables, source, mesh, batch, examples):
+        parts.append(part)
         if interrupted():
             return None
     return jax.tree.map(lambda *a: np.concatenate(a), *parts)
+
+
+def batches(fn, params, variables, source, mesh, batch: int, examples: int = 0):
+    """The same rows, batch by batch, for more of them than should be held; the last batch is shorter."""
+    fn, batch = jax.jit(fn, out_shardings=meshes.replicated(mesh)), meshes.round_up(mesh, batch)
+    for rows, valid in datas.eval_batches(source, mesh, batch, examples):
+        yield jax.tree.map(lambda a: np.asarray(a)[:valid], fn(params, variables, rows))
 
 
 def standard_error(total, square, count):

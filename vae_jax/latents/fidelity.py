@@ -25,12 +25,15 @@ class Analysis(NamedTuple):
     """mean_d; a full orthonormal basis components_dd, a direction a row, strongest first; singular_values_d of the `count` centred frames.
 
     All float64, on the host. A singular value that float32 codes cannot tell from 0, below 1e-7 of the codes' own root mean square, is 0.
+    step: the checkpoint whose encoder made the codes, -1 where that is not known. correlation_d: of a direction's successive frames.
     """
 
     mean: np.ndarray
     components: np.ndarray
     singular_values: np.ndarray
     count: int
+    step: int = -1
+    correlation: np.ndarray | float = 0.0
 
 
 def fit(means) -> Analysis:
@@ -129,15 +132,18 @@ def from_bytes(data: bytes, name: str = "analysis.npz") -> Analysis:
     """The analysis in such content. Raises UserError, with the file's name, where it is damaged or something else."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            found = Analysis(**{field: file[field] for field in file.files})
-        mean, components, singular, count = (np.asarray(value, np.float64) for value in found)
+            found = {field: file[field] for field in file.files}
+        if found.keys() != set(Analysis._fields):
+            raise ValueError("other arrays are in it")
+        mean, components, singular, count, step, correlation = (np.asarray(found[field], np.float64) for field in Analysis._fields)
         right = mean.ndim == 1 and components.shape == (mean.size, mean.size) and singular.shape == mean.shape and count.shape == () and count >= 1
         right = right and np.isfinite(mean).all() and (singular >= 0).all() and (np.diff(singular) <= 0).all()
+        right = right and step.shape == () and correlation.shape in ((), mean.shape) and (np.abs(correlation) <= 1).all()
         if not right or not np.allclose(components @ components.T, np.eye(mean.size), atol=1e-6):
             raise ValueError("its arrays do not fit together")
     except (ValueError, TypeError, KeyError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{name} is damaged or no latent analysis ({error}): write it again with `analyse`.") from None
-    return Analysis(mean, components, singular, int(count))
+    return Analysis(mean, components, singular, int(count), int(step), correlation)
 
 
 def save(analysis: Analysis, path) -> None:

@@ -1,0 +1,105 @@
+"""A sound of any length through a model of the wave: its latents, and the sound of latents, piece by piece, equal to one pass over the whole.
+
+Each piece is longer on both sides than what is kept of it by as much as the model looks around a frame. Memory of the device does not grow with the
+length of a sound, the host's does: it holds the sound and the result.
+"""
+
+import functools
+from typing import Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_prep.sounds import read_sound
+from vae_jax import mesh as meshes
+from vae_jax.config import UserError
+
+SECONDS = 30  # of sound that go through the model at once
+LONGEST = 3 * 3600  # seconds of a file that is read
+PROBE = 64  # frames of a piece on which it is tried how far a model looks
+
+
+class Through(NamedTuple):
+    """encode(wave [t, c]) -> posterior means float32 [ceil((t + delay) / hop), d]: frames enough for the whole sound to come out again.
+    decode(latents [n, d], samples or None for all there are, key or None) -> wave [samples, c], in time with what was encoded.
+
+    Both give None if interrupted. hop: samples a frame; latent: numbers a frame.
+    """
+
+    encode: Callable
+    decode: Callable
+    hop: int
+    latent: int
+
+
+def through(run, interrupted=lambda: False) -> Through:
+    """The two ways of a run whose front is of kind 'wave' (session.Session)."""
+    (crop, channels), late = run.task.front.shape, run.task.front.delay
+    batch = {"audio": jax.ShapeDtypeStruct((1, crop, channels), jnp.float32)}
+    _, frames, latent = jax.eval_shape(run.task.encode, run.params, run.variables, batch)["mean"].shape
+    hop = crop // frames
+    most = max(2 * PROBE, -(-SECONDS * run.task.front.rate // hop))
+
+    def latents(weights, x_nk, first, _):
+        return run.task.encode(*weights, {"audio": x_nk.reshape(1, -1, channels)}, first=first)["mean"][0]
+
+    def sound(weights, z_nd, first, key):
+        return run.task.decode(*weights, z_nd[None], None, key, first)["audio"].reshape(-1, hop * channels)
+
+    latents, sound = (jax.jit(fn, out_shardings=meshes.replicated(run.mesh)) for fn in (latents, sound))
+    weights = run.params, run.variables
+
+    def encode(wave_tc):
+        padded = np.pad(np.asarray(wave_tc, np.float32), ((0, late + -(len(wave_tc) + late) % hop), (0, 0)))
+        return _pieces(functools.partial(latents, weights), padded.reshape(-1, hop * channels), jax.random.key(0), most, interrupted)
+
+    def decode(code_nd, samples=None, key=None):
+        code = np.asarray(code_nd, np.float32)
+        made = _pieces(functools.partial(sound, weights), code, jax.random.key(0) if key is None else key, most, interrupted)
+        return None if made is None else made.reshape(-1, channels)[late:None if samples is None else late + samples]
+
+    return Through(encode, decode, hop, latent)
+
+
+def _pieces(fn, x_nk, key, most: int, interrupted) -> np.ndarray | None:
+    """fn(frames [m, k], number of the first one, key) -> [m, j] of all frames, at most `most` at once; None if interrupted."""
+    n = len(x_nk)
+    if n <= most:
+        return jax.device_get(fn(x_nk, 0, key))
+    before, after = _looks(fn, x_nk.shape[1], key)
+    parts, done = [], 0
+    while done < n:
+        first = min(max(done - before, 0), n - most)
+        made = jax.device_get(fn(x_nk[first:first + most], first, key))
+        until = n if first + most == n else first + most - after
+        parts.append(made[done - first:until - first])
+        done = until
+        if interrupted():
+            return None
+    return np.concatenate(parts)
+
+
+def _looks(fn, width: int, key) -> tuple[int, int]:
+    """How many frames before and after its own a frame of fn's result depends on: not a number in one frame spreads to all that see it."""
+    x, middle = np.zeros((PROBE, width), np.float32), PROBE // 2
+    x[middle] = np.nan
+    seen = np.flatnonzero(~np.isfinite(jax.device_get(fn(x, 0, key))).all(1))
+    if seen[0] == 0 or seen[-1] == PROBE - 1:
+        raise UserError(f"the model looks further than {middle} frames around one, so longer sounds than {SECONDS} s cannot be taken in pieces.")
+    return int(seen[-1]) - middle, middle - int(seen[0])
+
+
+def read(run, path: str, flag: str) -> np.ndarray:
+    """A sound file as a wave [t, c] at the model's rate, with its channels: one is doubled, or the mean of two is taken, which is said. Raises
+    UserError, a sentence that begins with --flag=path."""
+    channels = run.task.front.shape[1]
+    wave, _, found = read_sound(path, flag, run.task.front.rate, channels, LONGEST)
+    if found != channels:
+        print(f"the model is {_named(channels)} and the file {_named(found)}: " + ("both channels are the file's one" if found < channels else
+                                                                                  f"the model hears the mean of the {found}"))
+    return wave
+
+
+def _named(channels):
+    return {1: "mono", 2: "stereo"}.get(channels, f"of {channels} channels")
