@@ -21,7 +21,8 @@ def conv(x_btc, kernel_kcn, stride: int = 1, dilation: int = 1, groups: int = 1)
         return jnp.concatenate([conv(x, kernel, stride, dilation) for x, kernel in parts], -1)
     (b, t, c), (k, _, n) = x_btc.shape, kernel_kcn.shape
     frames = (t - (k - 1) * dilation - 1) // stride + 1
-    if jax.default_backend() == "cpu" and 8 < b * frames <= FEW_FRAMES and k * c * n >= LARGE_KERNEL:
+    few = isinstance(b * frames, int) and 8 < b * frames <= FEW_FRAMES  # an export may leave sizes open
+    if jax.default_backend() == "cpu" and few and k * c * n >= LARGE_KERNEL:
         # XLA copies a kernel transposed for the gradient of x; a matrix product on patches does not, and here the kernel is what is large
         patches = [x_btc[:, i * dilation:i * dilation + (frames - 1) * stride + 1:stride] for i in range(k)]
         return jnp.dot(jnp.concatenate(patches, -1), kernel_kcn.reshape(k * c, n))

@@ -67,7 +67,7 @@ class Rave(nn.Module):
         """Latents -> sub-bands. noise: weight of the noise branch, a scalar; None leaves it out. key: of all draws, which depend on it and on a
         frame's number alone."""
         if self.extra:
-            noise_tbe = draws(key, z.frames(), (len(z.x), self.extra), jax.random.normal)
+            noise_tbe = draws(key, z.frames(), (z.x.shape[0], self.extra), jax.random.normal)
             z = z.map(lambda x: jnp.concatenate([x, noise_tbe.swapaxes(0, 1)], -1))
         return self.decoder(z, key, noise)
 
