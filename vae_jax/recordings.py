@@ -21,14 +21,15 @@ PROBE = 64  # frames of a piece on which it is tried how far a model looks
 
 
 class Through(NamedTuple):
-    """encode(wave [t, c]) -> posterior means float32 [ceil((t + delay) / hop), d]: frames enough for the whole sound to come out again.
+    """encode(wave [t, c]) -> posterior means float32 [frames(t), d]: enough for the whole sound to come out again.
     decode(latents [n, d], samples or None for all there are, key or None) -> wave [samples, c], in time with what was encoded.
 
-    Both give None if interrupted. hop: samples a frame; latent: numbers a frame.
+    Both give None if interrupted. frames(samples) -> how many are needed. hop: samples a frame; latent: numbers a frame.
     """
 
     encode: Callable
     decode: Callable
+    frames: Callable
     hop: int
     latent: int
 
@@ -37,8 +38,8 @@ def through(run, interrupted=lambda: False) -> Through:
     """The two ways of a run whose front is of kind 'wave' (session.Session)."""
     (crop, channels), late = run.task.front.shape, run.task.front.delay
     batch = {"audio": jax.ShapeDtypeStruct((1, crop, channels), jnp.float32)}
-    _, frames, latent = jax.eval_shape(run.task.encode, run.params, run.variables, batch)["mean"].shape
-    hop = crop // frames
+    _, count, latent = jax.eval_shape(run.task.encode, run.params, run.variables, batch)["mean"].shape
+    hop = crop // count
     most = max(2 * PROBE, -(-SECONDS * run.task.front.rate // hop))
 
     def latents(weights, x_nk, first, _):
@@ -50,8 +51,11 @@ def through(run, interrupted=lambda: False) -> Through:
     latents, sound = (jax.jit(fn, out_shardings=meshes.replicated(run.mesh)) for fn in (latents, sound))
     weights = run.params, run.variables
 
+    def frames(samples):
+        return -(-(samples + late) // hop)
+
     def encode(wave_tc):
-        padded = np.pad(np.asarray(wave_tc, np.float32), ((0, late + -(len(wave_tc) + late) % hop), (0, 0)))
+        padded = np.pad(np.asarray(wave_tc, np.float32), ((0, frames(len(wave_tc)) * hop - len(wave_tc)), (0, 0)))
         return _pieces(functools.partial(latents, weights), padded.reshape(-1, hop * channels), jax.random.key(0), most, interrupted)
 
     def decode(code_nd, samples=None, key=None):
@@ -59,7 +63,7 @@ def through(run, interrupted=lambda: False) -> Through:
         made = _pieces(functools.partial(sound, weights), code, jax.random.key(0) if key is None else key, most, interrupted)
         return None if made is None else made.reshape(-1, channels)[late:None if samples is None else late + samples]
 
-    return Through(encode, decode, hop, latent)
+    return Through(encode, decode, frames, hop, latent)
 
 
 def _pieces(fn, x_nk, key, most: int, interrupted) -> np.ndarray | None:

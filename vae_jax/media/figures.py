@@ -234,6 +234,33 @@ def fidelity(curves: dict, marks=(0.8, 0.9, 0.95, 0.99), theme: Theme = LIGHT) -
         return _png(figure)
 
 
+def cropped(curves: dict, distances: dict, full: float, marks=(0.8, 0.9, 0.95, 0.99), theme: Theme = LIGHT) -> bytes:
+    """Directions kept, on a logarithmic axis, and spectral distance of what they sound like, both against fidelity (as Caillon and Esling 2021, figure 2).
+
+    curves: {name of a definition: fidelity [d] of r = 1..d directions}; distances: {what stands in the others: (fidelity [k], distance [k])}; full:
+    distance of the whole code. Both panels: the first in the house's colour.
+    """
+    with _style(theme):
+        figure, axes = _figure(8.4, 3.2, columns=2)
+        left, right = axes[0]
+        for i, (name, curve) in enumerate(curves.items()):
+            left.plot(curve, range(1, len(curve) + 1), color=theme.series[-1 - i], label=name)
+        left.set_yscale("log", base=2)
+        left.yaxis.set_major_formatter(ticker.FormatStrFormatter("%d"))
+        left.set_ylim(0.9, 1.2 * max(map(len, curves.values())))
+        left.set_ylabel("directions kept")
+        for i, (name, (fidelities, values)) in enumerate(distances.items()):
+            right.plot(fidelities, values, color=theme.series[-1 - i], label=name, marker="o", markersize=3.5)
+        right.axhline(full, color=theme.ink, linewidth=0.9, linestyle="--", label="all as they are")
+        right.set_ylabel("spectral distance")
+        for ax in (left, right):
+            for mark in marks:
+                ax.axvline(mark, color=theme.faint, linewidth=0.7, linestyle=":")
+            ax.set_xlabel("fidelity")
+            ax.legend(loc="best")
+        return _png(figure)
+
+
 def rates(points: dict, theme: Theme = LIGHT) -> bytes:
     """Rate against distortion: {name: (KL in nats [seeds], squared error [seeds])}, a point a seed, bars of one standard deviation over seeds."""
     with _style(theme):

@@ -24,3 +24,11 @@ def open_run():
         raise UserError("give the run's folder: --workdir=runs/NAME.")
     common.compile_cache(configs.read(common.WORKDIR.value).run.compile_cache)
     return session.open_run(common.WORKDIR.value, CHECKPOINT.value)
+
+
+def open_run_of_waves():
+    """The same, of a model of the wave itself. Raises UserError for another."""
+    run = open_run()
+    if run.task.front is None or run.task.front.kind != "wave":
+        raise UserError(f"this is for models of the wave, such as RAVE, and {run.workdir} is a run of the task {run.config.task!r}.")
+    return run
