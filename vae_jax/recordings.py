@@ -5,6 +5,7 @@ length of a sound, the host's does: it holds the sound and the result.
 """
 
 import functools
+import os
 from typing import Callable, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 from data_prep.sounds import read_sound
 from vae_jax import mesh as meshes
 from vae_jax.config import UserError
+from vae_jax.losses import spectral
 
 SECONDS = 30  # of sound that go through the model at once
 LONGEST = 3 * 3600  # seconds of a file that is read
@@ -107,3 +109,24 @@ def read(run, path: str, flag: str) -> np.ndarray:
 
 def _named(channels):
     return {1: "mono", 2: "stereo"}.get(channels, f"of {channels} channels")
+
+
+def refuse(given: str, *made) -> None:
+    """Raises UserError where one of the files to be written is the one that was given, by whatever name."""
+    for path in made:
+        if path.exists() and os.path.samefile(path, given):
+            raise UserError(f"{given} would be overwritten by what is made of it: rename it, or take it out of the run's folder.")
+
+
+def errors(run, wave_tc, made_tc, interrupted=lambda: False) -> dict[str, np.ndarray] | None:
+    """Errors of a sound, in time with the original, as `spectral.of_clips` names them: each [k], of stretches as long as the model's crops, without a
+    last one that is shorter; None if interrupted."""
+    m, front = run.config.model, run.task.front
+    crop, found = front.shape[0], []
+    compare = jax.jit(lambda x, y: spectral.of_clips(x, y, front.rate, 0, m.distance, m.windows, m.high_hz), out_shardings=meshes.replicated(run.mesh))
+    for start in range(0, max(1, len(wave_tc) - crop + 1), crop):
+        pair = (np.pad(x[start:start + crop], ((0, max(0, crop - len(x) + start)), (0, 0)))[None] for x in (wave_tc, made_tc))
+        found.append(jax.device_get(compare(*pair)))
+        if interrupted():
+            return None
+    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}

@@ -5,13 +5,14 @@ level of its own, x is relative to it and `level` [n] says where its white lies;
 """
 
 import io
+import math
 import wave
 
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vae_jax.dsp import griffin_lim
+from vae_jax.dsp import griffin_lim, stft
 from vae_jax.media import images
 
 PEAK = 0.9  # of full scale: the loudest sample of a set of files
@@ -41,6 +42,20 @@ def wav(wave_n, rate: int, factor: float = 1.0) -> bytes:
 def show(x) -> np.ndarray:
     """Spectrograms as pictures for eyes, uint8 [n, bins, frames, 3]: low frequencies at the bottom, the same colour for the same value."""
     return COLOURS[images.to_uint8(np.asarray(x)[:, ::-1, :, 0])]
+
+
+def spectrograms(sets, rate: int, range_db: float = 80.0, rows: int = 256, columns: int = 1600) -> list[np.ndarray]:
+    """Spectrograms [n, rows, at most about `columns` frames, 1] in 0..1 of sets of waves [n, samples, channels], all in one scale: 1 is the loudest
+    level of the first set, 0 is range_db below. Linear frequency, levels of neighbouring bins and of channels are those of their mean power.
+    """
+    n_fft = max(2 * rows, 2 ** round(math.log2(0.043 * rate)))
+    hop = max(n_fft // 4, -(-sets[0].shape[1] // columns))
+    levels = []
+    for waves in sets:
+        power = np.square(np.stack([stft.magnitude(stft.stft(wave.T, n_fft, hop)) for wave in waves]) / stft.full_scale(n_fft)).mean(1)
+        power = power[..., :-1].reshape(*power.shape[:2], rows, -1).mean(-1)
+        levels.append(10 * np.log10(np.maximum(power, 1e-20)).swapaxes(1, 2)[..., None])
+    return [np.clip(1 + (db - levels[0].max()) / range_db, 0.0, 1.0) for db in levels]
 
 
 def side_by_side(sets, captions, columns: int) -> np.ndarray:

@@ -51,6 +51,7 @@ def main(started: float) -> int:
     folder = run.workdir / "latents"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{pathlib.Path(LATENTS.value).stem}-model.wav"
+    recordings.refuse(LATENTS.value, path)
     factor = min(1.0, sounds.gain(wave))
     path.write_bytes(sounds.wav(wave, run.task.front.rate, factor))
     if stored["step"] != run.step:

@@ -9,6 +9,9 @@ Writes WORKDIR/reconstructions/NAME.png and NAME.npz (original, reconstruction, 
 sounds also NAME/I-original.wav and NAME/I-model.wav, all at one gain, I counting the examples from 0; those of an earlier call are removed. With
 --wav, wav-NAME-model.wav, wav-NAME-original.wav (mono, at the model's rate) and wav-NAME.png, the spectrograms of the beginning, original above
 model, NAME from the file. Other data than the run's own, and files, have the run's own held-out error printed beside theirs.
+
+Models of the wave (RAVE) have their sounds written with all their channels, and a file comes back as long as it is and in time with the original, no
+louder than the model plays it; NAME.npz holds errors instead of arrays.
 """
 
 import dataclasses
@@ -33,6 +36,10 @@ def main(started: float) -> int:
     run = trained.open_run()
     if run.task.encode is None or run.task.decode is None:
         raise UserError(f"the task {run.config.task!r} rebuilds nothing.")
+    if run.task.front.kind == "wave":
+        from vae_jax.verbs import reconstruct_waves
+
+        return reconstruct_waves.main(run, DATA.value, SPLIT.value, COUNT.value, WAV.value)
     if WAV.value:
         return _file(run)
     return _split(run)
