@@ -17,6 +17,7 @@ from vae_jax.dsp import descriptors
 from vae_jax.latents import fidelity
 from vae_jax.losses import spectral
 from vae_jax.media import figures
+from vae_jax.tasks import rave
 
 LEVELS = (0.80, 0.90, 0.95, 0.99, 1.0)  # of fidelity, as in the paper; 1 keeps all that vary
 CLIPS = 64  # held-out crops, evenly spaced, whose cut latents are decoded
@@ -53,6 +54,25 @@ def mark(analysis: fidelity.Analysis) -> int:
 def deviations(analysis: fidelity.Analysis) -> np.ndarray:
     """Standard deviation [d] of posterior means along each direction."""
     return analysis.singular_values / np.sqrt(analysis.count)
+
+
+def walk(analysis: fidelity.Analysis, r: int, frames: int, temperature: float, seed) -> np.ndarray:
+    """Latents [frames, d] drawn as training sounds go on: each of the first r directions by itself with the deviation and the correlation from frame to
+    frame that the training means have (a Gaussian AR(1)), the others noise of the prior; temperature scales them all around the mean."""
+    noise = np.random.default_rng(seed).standard_normal((frames, analysis.mean.size))
+    rho, coordinates = np.broadcast_to(analysis.correlation, analysis.mean.shape)[:r], noise[:, :r].copy()
+    for t in range(1, frames):
+        coordinates[t] = rho * coordinates[t - 1] + np.sqrt(1 - rho**2) * noise[t, :r]
+    drawn = temperature * deviations(analysis)[:r] * coordinates
+    return np.asarray(fidelity.expand(analysis, np.float32(drawn), np.float32(temperature * noise)))
+
+
+def draw(run, analysis: fidelity.Analysis | None, r: int, frames: int, temperature: float, seed) -> np.ndarray:
+    """Latents [frames, d] of one new sound: those of `walk`, or without an analysis every frame by itself from the prior."""
+    if analysis is not None:
+        return walk(analysis, r, frames, temperature, seed)
+    z = np.float32(temperature * np.random.default_rng(seed).standard_normal((frames, run.config.model.latent)))
+    return np.asarray(rave.posterior("spherical", z)[0]) if run.config.model.latents == "spherical" else z
 
 
 def check(run) -> None:

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import soxr
 
+from vae_jax import assess_waves, evaluate, fronts, session, tasks
 from vae_jax import data as datas
-from vae_jax import evaluate, fronts, session, tasks
 from vae_jax.config import UserError
 from vae_jax.dsp import stft
 from vae_jax.latents import classes, pca, probes, statistics
@@ -31,15 +31,19 @@ PRESENT = 0.01  # share of the samples from which on a class counts as present
 
 def assess(run: session.Session, measures=(), measure_batch: int = 100, judge: str = "", interrupted=lambda: False) -> dict | None:
     """All figures of a run; None if interrupted. measures: (name, amount) pairs of `Task.measures`, over the whole test split."""
+    waves = run.task.front is not None and run.task.front.kind == "wave"
+    if waves and judge:
+        raise UserError("--judge looks at one picture or short sound an example, and this model makes frames of a wave: leave it out.")
     sources = session.sources(run)
     found = splits(run, sources, interrupted)
     if found is None:
         return None
-    for figures in (codes_and_pictures, resynthesised):
+    for figures in (assess_waves.baselines,) if waves else (codes_and_pictures, resynthesised):
         values = figures(run, sources, interrupted)
         if values is None:
             return None
         found |= values
+    found |= assess_waves.ratios(found)
     if judge:
         verdict = judged(run, judge, sources, interrupted)
         if verdict is None:
@@ -55,12 +59,12 @@ def assess(run: session.Session, measures=(), measure_batch: int = 100, judge: s
     return found
 
 
-def splits(run, sources: dict, interrupted=lambda: False) -> dict | None:
-    """The task's own summary over every whole split, as training reports it."""
+def splits(run, sources: dict, interrupted=lambda: False, examples: int = 0) -> dict | None:
+    """The task's own summary over every split, as training reports it; examples: of each, evenly spaced, 0 = all."""
     found, key = {}, jax.random.key(run.config.seed + 1)
     sums = evaluate.make_sums(run.task.metrics, run.mesh)
     for role, source in sources.items():
-        values = evaluate.evaluate(sums, run.task.summary, run.params, run.variables, source, run.mesh, run.config.eval.batch, key, 0, interrupted)
+        values = evaluate.evaluate(sums, run.task.summary, run.params, run.variables, source, run.mesh, run.config.eval.batch, key, examples, interrupted)
         if values is None:
             return None
         found |= {f"eval/{role}/{name}": v for name, v in values.items()}

@@ -4,7 +4,8 @@
     python -m vae_jax evaluate --workdir=runs/bottles --split=test      another split of the data than the run's own test split
 
 Prints a table and writes WORKDIR/evaluation.json (with --split, evaluation-SPLIT.json). Dear figures that an earlier call measured at the same
-checkpoint, such as the likelihood, stay in the file.
+checkpoint, such as the likelihood, stay in the file. Of models of the wave (RAVE) the spectral distance stands beside those of silence and of the
+mean training spectrum, and `distance_ratio` is ours over the better one's; they have no linear baseline and no judge.
 """
 
 import json

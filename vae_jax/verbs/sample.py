@@ -7,6 +7,13 @@
 
 Writes WORKDIR/samples/NAME.png and NAME.npz (the same pictures, floats 0..1; `audio`, waves in -1..1), NAME from count, class, temperature and
 seed; of sounds also NAME/NUMBER.wav of the first 64, all at one gain.
+
+    python -m vae_jax sample --workdir=runs/rave --count=8 --seconds=20           a model of the wave
+    python -m vae_jax sample --workdir=runs/rave --fidelity=0.9 --temperature=0.7
+
+Models of the wave (RAVE), after `analyse`: the first directions of their latents, those of a fidelity, go on from frame to frame as in the training
+sounds, the others are noise of the prior. Without an analysis, or with --fidelity=0, every frame is drawn from the prior by itself. NAME.npz has the
+latents.
 """
 
 import math
@@ -23,6 +30,10 @@ SPREAD = flags.DEFINE_float("spread", None, "With --label, for an unconditional 
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Scales the code's distance from the prior's mean, or from the class's mean code.",
                                  lower_bound=0.0)
 SEED = flags.DEFINE_integer("seed", 0, "Same seed, same samples.", lower_bound=0)
+SECONDS = flags.DEFINE_float("seconds", None, "Models of the wave: length of each sound; as long as the crops of training if not given.", lower_bound=0.1,
+                              upper_bound=600.0)
+FIDELITY = flags.DEFINE_float("fidelity", None, "Models of the wave: of the directions that go on as in training; 0.95 if not given, 0 for none.",
+                              lower_bound=0.0, upper_bound=1.0)
 BATCH = 256  # pictures decoded at once
 FILES = 64  # sounds written as files
 
@@ -37,6 +48,15 @@ def main(started: float) -> int:
     run = trained.open_run()
     if run.task.sample is None:
         raise UserError(f"the task {run.config.task!r} has no samples.")
+    if run.task.front.kind == "wave":
+        from vae_jax.verbs import sample_waves
+
+        if LABEL.value or SPREAD.value is not None:
+            raise UserError("--label and --spread are for models with one code an example; this one has a code for each frame.")
+        count = COUNT.value if COUNT.present else sample_waves.COUNT
+        return sample_waves.main(run, count, SECONDS.value, FIDELITY.value, TEMPERATURE.value, SEED.value)
+    if SECONDS.value is not None or FIDELITY.value is not None:
+        raise UserError("--seconds and --fidelity are for models of the wave, such as RAVE.")
     number = _number(run.spec.fields)
     if SPREAD.value is not None and (run.task.condition or number is None):
         raise UserError("--spread goes with --label, for a model that is not conditional.")
