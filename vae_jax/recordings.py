@@ -26,19 +26,23 @@ class Through(NamedTuple):
     """encode(wave [t, c]) -> posterior means float32 [frames(t), d]: enough for the whole sound to come out again.
     decode(latents [n, d], samples or None for all there are, key or None) -> wave [samples, c], in time with what was encoded.
 
-    Both give None if interrupted. frames(samples) -> how many are needed. hop: samples a frame; latent: numbers a frame.
+    errors(wave, made [t, c], in time with it) -> {as `spectral.of_clips` names them: [k]}, of stretches as long as the model's crops, without a last one
+    that is shorter.
+
+    All three give None if interrupted. frames(samples) -> how many are needed. hop: samples a frame; latent: numbers a frame.
     """
 
     encode: Callable
     decode: Callable
+    errors: Callable
     frames: Callable
     hop: int
     latent: int
 
 
 def through(run, interrupted=lambda: False) -> Through:
-    """The two ways of a run whose front is of kind 'wave' (session.Session)."""
-    (crop, channels), late = run.task.front.shape, run.task.front.delay
+    """The ways of a run whose front is of kind 'wave' (session.Session)."""
+    (crop, channels), late, m = run.task.front.shape, run.task.front.delay, run.config.model
     batch = {"audio": jax.ShapeDtypeStruct((1, crop, channels), jnp.float32)}
     _, count, latent = jax.eval_shape(run.task.encode, run.params, run.variables, batch)["mean"].shape
     hop = crop // count
@@ -50,7 +54,10 @@ def through(run, interrupted=lambda: False) -> Through:
     def sound(weights, z_nd, first, key):
         return run.task.decode(*weights, z_nd[None], None, key, first)["audio"].reshape(-1, hop * channels)
 
-    latents, sound = (jax.jit(fn, out_shardings=meshes.replicated(run.mesh)) for fn in (latents, sound))
+    def compare(x, y):
+        return spectral.of_clips(x, y, run.task.front.rate, 0, m.distance, m.windows, m.high_hz)
+
+    latents, sound, compare = (jax.jit(fn, out_shardings=meshes.replicated(run.mesh)) for fn in (latents, sound, compare))
     weights = run.params, run.variables
 
     def frames(samples):
@@ -65,7 +72,16 @@ def through(run, interrupted=lambda: False) -> Through:
         made = _pieces(functools.partial(sound, weights), code, jax.random.key(0) if key is None else key, most, interrupted)
         return None if made is None else made.reshape(-1, channels)[late:None if samples is None else late + samples]
 
-    return Through(encode, decode, frames, hop, latent)
+    def errors(wave_tc, made_tc):
+        found = []
+        for start in range(0, max(1, len(wave_tc) - crop + 1), crop):
+            pair = (np.pad(x[start:start + crop], ((0, max(0, crop - len(x) + start)), (0, 0)))[None] for x in (wave_tc, made_tc))
+            found.append(jax.device_get(compare(*pair)))
+            if interrupted():
+                return None
+        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+    return Through(encode, decode, errors, frames, hop, latent)
 
 
 def _pieces(fn, x_nk, key, most: int, interrupted) -> np.ndarray | None:
@@ -116,17 +132,3 @@ def refuse(given: str, *made) -> None:
     for path in made:
         if path.exists() and os.path.samefile(path, given):
             raise UserError(f"{given} would be overwritten by what is made of it: rename it, or take it out of the run's folder.")
-
-
-def errors(run, wave_tc, made_tc, interrupted=lambda: False) -> dict[str, np.ndarray] | None:
-    """Errors of a sound, in time with the original, as `spectral.of_clips` names them: each [k], of stretches as long as the model's crops, without a
-    last one that is shorter; None if interrupted."""
-    m, front = run.config.model, run.task.front
-    crop, found = front.shape[0], []
-    compare = jax.jit(lambda x, y: spectral.of_clips(x, y, front.rate, 0, m.distance, m.windows, m.high_hz), out_shardings=meshes.replicated(run.mesh))
-    for start in range(0, max(1, len(wave_tc) - crop + 1), crop):
-        pair = (np.pad(x[start:start + crop], ((0, max(0, crop - len(x) + start)), (0, 0)))[None] for x in (wave_tc, made_tc))
-        found.append(jax.device_get(compare(*pair)))
-        if interrupted():
-            return None
-    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}

@@ -176,7 +176,10 @@ def write(workdir, report: Report) -> str:
     for name, data in report.files.items():
         (folder / name).write_bytes(data)
     numbers = {"table": {row[0]: dict(zip(report.table.head[1:-1], row[1:-1])) for row in report.table.rows}}
-    numbers |= {section.name: {name: value for name, value, _ in section.numbers} for section in report.sections}
+    for section in report.sections:
+        numbers[section.name] = {name: value for name, value, _ in section.numbers}
+        if section.table:
+            numbers[section.name]["table"] = {row[0]: dict(zip(section.table.head[1:-1], row[1:-1])) for row in section.table.rows}
     (folder / "numbers.json").write_text(json.dumps(_plain(numbers), indent=1, allow_nan=False) + "\n")
     page = folder / "index.html"
     page.write_text(html.page(report.title, report.subtitle, report.facts, report.command, report.table, report.sections))

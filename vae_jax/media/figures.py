@@ -67,10 +67,10 @@ def class_colours(count: int) -> list:
     return list(CLASSES[:count]) if count <= len(CLASSES) else [matplotlib.colormaps["turbo"](i / (count - 1)) for i in range(count)]
 
 
-def curves(series: dict, theme: Theme = LIGHT) -> bytes:
+def curves(series: dict, theme: Theme = LIGHT, unit: str = "nats") -> bytes:
     """One panel a quantity, one line a role.
 
-    series: {title: {role: (steps [n], values [n])}}, in nats; roles are train, validation, test. Values that are not finite leave a gap.
+    series: {title: {role: (steps [n], values [n])}}, all in one unit or each with its own in its title (''); roles are train, validation, test. Values that are not finite leave a gap.
     """
     with _style(theme):
         figure, axes = _figure(3.1 * len(series), 2.9, columns=len(series))
@@ -89,7 +89,7 @@ def curves(series: dict, theme: Theme = LIGHT) -> bytes:
             ax.set_xlabel("step")
             ax.xaxis.set_major_locator(ticker.MaxNLocator(4))
             ax.xaxis.set_major_formatter(ticker.FuncFormatter(_thousands))
-        axes[0, 0].set_ylabel("nats")
+        axes[0, 0].set_ylabel(unit)
         axes[0, -1].legend(loc="best")
         return _png(figure)
 

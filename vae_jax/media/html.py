@@ -30,7 +30,7 @@ class Sounds(NamedTuple):
 class Section(NamedTuple):
     """A heading, what is shown, its pictures with a caption each, and the numbers that belong to them: (name, value, note).
 
-    A value is text, an int, a float, or a pair (mean, standard error). Sounds stand under the pictures, one line a group.
+    A value is text, an int, a float, or a pair (mean, standard error). Sounds stand under the pictures, one line a group, then a table.
     """
 
     name: str  # of the anchor
@@ -39,6 +39,7 @@ class Section(NamedTuple):
     pictures: tuple[tuple[Picture, str], ...] = ()
     numbers: tuple[tuple, ...] = ()
     sounds: tuple[Sounds, ...] = ()
+    table: "Table | None" = None
 
 
 class Table(NamedTuple):
@@ -144,6 +145,7 @@ def _section(section, command):
     figures = "".join(_figure(picture, caption, command) for picture, caption in section.pictures)
     sounds = "".join(_sounds(group, command) for group in section.sounds)
     return (f'<section id="{_text(section.name)}"><h2>{_text(section.title)}</h2><p>{_text(section.text)}</p>{figures}{sounds}'
+            + (_table(section.table) if section.table else "")
             + (f"<dl>{numbers}</dl>" if numbers else "") + "</section>")
 
 

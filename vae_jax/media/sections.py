@@ -198,7 +198,7 @@ def traversals(run):
 def curves(run):
     series, numbers = {}, []
     for name, title in (("loss", "loss"), ("reconstruction", "reconstruction"), ("kl", "KL")):
-        lines = {role: _series(run.history, f"eval/{role}/{name}") for role in figures.ROLES}
+        lines = {role: logged(run.history, f"eval/{role}/{name}") for role in figures.ROLES}
         lines = {role: line for role, line in lines.items() if len(line[0])}
         if any(np.any(values) for _, values in lines.values()):  # a plain autoencoder logs a KL of 0
             series[title] = lines
@@ -271,7 +271,7 @@ def first_class(run):
     return "" if run.held.condition is None else f" The decoder is told the class of the first held-out {run.noun} everywhere."
 
 
-def _series(history, name):
+def logged(history, name):
     """Steps and values of one metric where it was logged as a finite number."""
     found = [(line["step"], line[name]) for line in history if isinstance(line.get(name), (int, float)) and np.isfinite(line[name])]
     return np.array([step for step, _ in found]), np.array([value for _, value in found], np.float64)

@@ -69,7 +69,7 @@ def _file(run, wav) -> int:
         through = recordings.through(run, leaving.now)
         latents = through.encode(wave)
         made = None if latents is None else through.decode(latents, len(wave))
-        rows = None if made is None else recordings.errors(run, wave, made, leaving.now)
+        rows = None if made is None else through.errors(wave, made)
         held = None if rows is None else _held_out(run, leaving.now)
     if held is None or not meshes.is_main():
         trained.left(held is None)

@@ -23,7 +23,21 @@ def main(started: float) -> int:
     run = trained.open_run()
     if run.task.encode is None or run.task.decode is None:
         raise UserError(f"a report shows what a model rebuilds, and the task {run.config.task!r} rebuilds nothing; use evaluate.")
+    device = jax.devices()[0]
+    command = " ".join(["python -m vae_jax report", f"--workdir={common.WORKDIR.value}", *_given()])
+    info = {"name": run.config.name or run.config.task, "command": command, "task": run.config.task,
+            "seed": run.config.seed, "checkpoint": f"step {run.step:,}", "data": run.spec.name,
+            "machine": f"{run.mesh.size} x {device.device_kind}, jax {jax.__version__}"}
     splits, front = {}, run.task.front
+    if front.kind == "wave":
+        from vae_jax import report_waves
+
+        if ANIMATE.value:
+            raise UserError("--animate draws one code an example, and this model has a code for each frame: leave it out.")
+        made = report_waves.build(run, session.sources(run), metrics.read(run.workdir), info)
+        if meshes.is_main():
+            print(f"report: {report.write(run.workdir, made)}")
+        return 0
     held, measured = report.capacity(front.shape, 4 if front.kind == "audio" else 1)
     for role, source in session.sources(run).items():
         rows = np.arange(len(source))
@@ -31,11 +45,6 @@ def main(started: float) -> int:
             rows = np.random.default_rng(0).permutation(len(rows))
         rows = rows[:min(assess.baseline(run), held)]
         splits[role] = source.read(rows) | source.texts(rows, [name for name in ("group",) if name in source.split.fields])
-    device = jax.devices()[0]
-    command = " ".join(["python -m vae_jax report", f"--workdir={common.WORKDIR.value}", *_given()])
-    info = {"name": run.config.name or run.config.task, "command": command, "task": run.config.task,
-            "seed": run.config.seed, "checkpoint": f"step {run.step:,}", "data": run.spec.name,
-            "machine": f"{run.mesh.size} x {device.device_kind}, jax {jax.__version__}"}
     names, prior = {name: field.labels for name, field in run.spec.fields.items() if field.labels}, getattr(run.config.model, "prior", "")
     frames = _frames(run, splits) if ANIMATE.value else None
     made = report.build(run.task, run.params, run.variables, splits, metrics.read(run.workdir), info, jax.random.key(run.config.seed + 2),

@@ -1,0 +1,101 @@
+"""The report of a model of waves: measures a run and draws its page; `report.write` writes it."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae_jax import analysis, assess, assess_waves, evaluate, recordings, report
+from vae_jax.data import spaced
+from vae_jax.latents import fidelity
+from vae_jax.losses import divergences
+from vae_jax.media import figures, html, wave_sections
+
+MEASURED = 1_000  # crops of each split, evenly spaced
+HEARD, SECONDS = 6, 10.0  # recordings, and the longest beginning of one
+SAMPLES, FIDELITY = 4, 0.95  # new sounds; of the directions that go on as in training
+ROWS = (("loss", "spectral distance", "of crops rebuilt from the posterior means; config.model.distance says which"),
+        ("silence_distance", "of silence", "baseline: nothing is heard"),
+        ("mean_spectrum_distance", "of the mean spectrum", "baseline: every frame has the mean magnitudes of the training sounds"),
+        ("distance_ratio", "ratio", "our distance over the better baseline's"),
+        ("error_db", "error in dB", "root mean squared difference of the spectrograms' levels, nothing below -80 dB counts"),
+        ("high_error_db", "error above {high:g} Hz", "in dB, of those frequencies alone"),
+        ("kl", "KL", "nats a latent frame"),
+        ("active_units", "active units", "of {latent}: posterior mean varies over the frames by more than 0.01"))
+
+
+def build(run, sources: dict, history: list[dict], info: dict) -> report.Report:
+    """Measures a run (session.Session) on its splits {role: data.Source} and draws its report.
+
+    history: the lines of metrics.jsonl. info: `name`, `command`, then facts for the page's head. What `analyse` wrote is shown if it is of this
+    checkpoint.
+    """
+    role = next(r for r in ("test", "validation", "train") if r in sources)
+    figures_of = assess.splits(run, sources, examples=MEASURED)
+    figures_of |= assess_waves.baselines(run, sources, examples=MEASURED)
+    figures_of |= assess_waves.ratios(figures_of)
+    front, through = run.task.front, recordings.through(run)
+    found, stored = _analysed(run)
+    kl, variance = _latents(run, sources[role])
+    r = 0 if found is None else fidelity.dims_for(found, FIDELITY)
+    samples = round(SECONDS * front.rate)
+    drawn = [analysis.draw(run, found, r, through.frames(samples), 1.0, (0, i)) for i in range(SAMPLES)]
+    waves = wave_sections.Waves(
+        role=role, rate=front.rate, high_hz=run.config.model.high_hz, figures=figures_of, heard=_heard(run, sources[role], through, samples), kl=kl,
+        variance=variance, analysis=found, stored=stored,
+        samples=[through.decode(z, samples, jax.random.key(i)) for i, z in enumerate(drawn)],
+        drawn="every frame by itself from the prior" if found is None else f"the first {r} directions go on from frame to frame as in training, the others are noise",
+        history=history, files={})
+    roles = [role] + ["train"] * (role != "train")
+    rows = [(title.format(high=waves.high_hz), *(_value(figures_of, side, name) for side in roles), note.format(latent=len(variance)))
+            for name, title, note in ROWS if f"eval/{role}/{name}" in figures_of]
+    head = ("", *(f"held-out ({side})" if side != "train" else "training" for side in roles), "")
+    facts = [(str(k), str(v)) for k, v in info.items() if k not in ("name", "command")]
+    facts.append(("measured on", ", ".join(f"{min(MEASURED, len(source)):,} of {len(source):,} crops ({side})" for side, source in sources.items())))
+    if stored is None:
+        facts.append(("analysis", f"none of this checkpoint: python -m vae_jax analyse --workdir={run.workdir.name} adds directions and control"))
+    c = front.shape[1]
+    subtitle = (f"Sound of {c} channel{'s' * (c > 1)} at {front.rate:,} Hz through {len(variance)} numbers a frame, {front.rate / through.hop:.4g} frames a second.")
+    drawn = [section for section in (draw(waves) for draw in wave_sections.SECTIONS) if section]
+    return report.Report(str(info["name"]), subtitle, facts, str(info["command"]), html.Table(head, tuple(rows)), drawn, waves.files)
+
+
+def _value(figures_of, role, name):
+    value = figures_of.get(f"eval/{role}/{name}")
+    return (value, figures_of[f"eval/{role}/loss_error"]) if name == "loss" else int(value) if name == "active_units" else value
+
+
+def _analysed(run):
+    """(the analysis, its analysis.json) of this checkpoint, else (None, None)."""
+    if not all((run.workdir / name).exists() for name in ("analysis.npz", "analysis.json")):
+        return None, None
+    found, stored = fidelity.load(run.workdir / "analysis.npz"), json.loads((run.workdir / "analysis.json").read_text())
+    return (found, stored) if found.step == run.step == stored["checkpoint"] else (None, None)
+
+
+def _latents(run, source):
+    """(KL of each latent in nats a frame or None, variance of its mean over frames), each [d], of at most MEASURED crops."""
+
+    def measure(params, variables, batch):
+        code = run.task.encode(params, variables, batch)
+        found = {"mean": code["mean"].mean(1), "square": jnp.square(code["mean"]).mean(1)}
+        return found | ({"kl": divergences.kl_normal(code["mean"], code["logvar"]).mean(1)} if "logvar" in code else {})
+
+    rows = evaluate.collect(measure, run.params, run.variables, source, run.mesh, run.config.eval.batch, MEASURED)
+    rows = {name: values.mean(0, dtype=np.float64) for name, values in rows.items()}
+    return rows.get("kl"), rows["square"] - rows["mean"] ** 2
+
+
+def _heard(run, source, through, samples) -> list[wave_sections.Heard]:
+    """The beginnings of records evenly spaced over a split."""
+    found = []
+    for row in spaced(len(source.split), HEARD).tolist():
+        record = source.split.read_one(row, [name for name in ("audio", "valid", "source") if name in source.split.fields])
+        wave = record["audio"][:min(int(record["valid"]), samples)].astype(np.float32) / 32768
+        padded = np.pad(wave, ((0, samples - len(wave)), (0, 0)))  # one length, so that it is compiled once
+        made = through.decode(through.encode(padded), samples)[:len(wave)]
+        errors = through.errors(wave, made)
+        name = figures.class_name((str(record.get("source", f"record {row}")),), 0, 40)
+        found.append(wave_sections.Heard(name, wave, made, float(errors["distance"].mean()), float(errors["error_db"].mean())))
+    return found
