@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from vae_jax.layers import streaming
+from vae_jax.layers import convolutions_1d, streaming
 from vae_jax.layers.streaming import Align, Conv, Signal, Up, Wait
 
 
@@ -63,7 +63,7 @@ def snr(reference, other):
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_stream_is_the_whole_signal_late_by_its_delay(causal):
     module, x = Net(causal), noise(0, 2, 320, 3)
-    variables = module.init(jax.random.key(0), Signal(x))
+    variables = convolutions_1d.init(module, jax.random.key(0), Signal(x))
     whole = module.apply(variables, Signal(x)).x
     assert whole.shape == x.shape
     rng = np.random.default_rng(1)
@@ -79,7 +79,7 @@ def test_a_stream_is_the_whole_signal_late_by_its_delay(causal):
 
 def test_a_causal_net_sees_nothing_ahead():
     module, x = Net(True), noise(2, 1, 64, 3)
-    variables = module.init(jax.random.key(0), Signal(x))
+    variables = convolutions_1d.init(module, jax.random.key(0), Signal(x))
     other = module.apply(variables, Signal(x.at[:, 40:].set(5.0))).x
     np.testing.assert_array_equal(np.asarray(module.apply(variables, Signal(x)).x)[:, :40], np.asarray(other)[:, :40])
 
@@ -88,7 +88,7 @@ def test_a_causal_net_sees_nothing_ahead():
 def test_convolution_against_scipy(kernel, stride, dilation, causal):
     x = noise(3, 1, 48, 2)
     module = Conv(3, kernel, stride, dilation, causal=causal)
-    variables = module.init(jax.random.key(1), Signal(x))
+    variables = convolutions_1d.init(module, jax.random.key(1), Signal(x))
     k = np.zeros(((kernel - 1) * dilation + 1, 2, 3))
     k[::dilation] = variables["params"]["kernel"]
     around = len(k) - stride
@@ -103,7 +103,7 @@ def test_convolution_against_scipy(kernel, stride, dilation, causal):
 def test_up_is_a_transposed_convolution(ratio, causal):
     x = noise(4, 1, 10, 2)
     module = Up(3, ratio, causal=causal)
-    variables = module.init(jax.random.key(1), Signal(x))
+    variables = convolutions_1d.init(module, jax.random.key(1), Signal(x))
     phases, full = np.asarray(variables["params"]["kernel"], np.float64), np.zeros((11 * ratio, 3))
     kernel = phases[::-1].reshape(2, 2, ratio, 3).swapaxes(1, 2).reshape(2 * ratio, 2, 3)  # tap, channel in, channel out
     for i in range(10):

@@ -38,3 +38,21 @@ def up(x_btc, kernel_2cm, ratio: int):
     """
     b, t, _ = x_btc.shape
     return conv(x_btc, kernel_2cm).reshape(b, (t - 1) * ratio, -1)
+
+
+def bound(fan: int):
+    """Initialiser of a kernel or bias that `init` draws from U(-1 / sqrt(fan), 1 / sqrt(fan)); alone it gives the bound."""
+    return lambda key, shape, dtype=jnp.float32: jnp.full(shape, fan**-0.5, dtype)
+
+
+def init(module, key, *inputs):
+    """module.init(key, *inputs), its kernels and biases drawn at once: a draw for each takes a large network half a minute to compile."""
+    variables = module.init(key, *inputs)
+    paths, leaves = zip(*jax.tree.leaves_with_path(variables["params"]))
+    drawn = [path[-1].key.startswith(("kernel", "bias")) for path in paths]
+    shares = jax.random.uniform(key, (sum(x.size for x, d in zip(leaves, drawn) if d),), minval=-1.0)
+    made, at = [], 0
+    for x, d in zip(leaves, drawn):
+        made.append(x * shares[at:at + x.size].reshape(x.shape) if d else x)
+        at += x.size * d
+    return {**variables, "params": jax.tree.unflatten(jax.tree.structure(variables["params"]), made)}

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.layers import convolutions_1d
-from vae_jax.layers.convolutions import uniform
 
 
 @flax.struct.dataclass
@@ -57,7 +56,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, s: Signal) -> Signal:
         inputs = s.x.shape[-1] // self.groups
-        kernel = self.param("kernel", uniform(self.kernel * inputs), (self.kernel, inputs, self.features))
+        kernel = self.param("kernel", convolutions_1d.bound(self.kernel * inputs), (self.kernel, inputs, self.features))
         return convolve(self, s, kernel.astype(self.dtype), self.stride, self.dilation, self.groups, self.causal)
 
 
@@ -75,7 +74,7 @@ class Up(nn.Module):
     @nn.compact
     def __call__(self, s: Signal) -> Signal:
         r, t = self.ratio, s.x.shape[1]
-        kernel = self.param("kernel", uniform(2 * s.x.shape[-1]), (2, s.x.shape[-1], r * self.features))
+        kernel = self.param("kernel", convolutions_1d.bound(2 * s.x.shape[-1]), (2, s.x.shape[-1], r * self.features))
         ahead = 0 if self.causal else r // 2
         x, _ = _extend(self, s, 1, int(s.position is None and ahead > 0))
         y = convolutions_1d.up(x.astype(self.dtype), kernel.astype(self.dtype), r)

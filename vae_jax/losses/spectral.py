@@ -14,7 +14,7 @@ from vae_jax.dsp import stft
 
 WINDOWS = (2048, 1024, 512, 256, 128)  # samples
 DEFINITIONS = ("squared", "frobenius")
-SILENCE = 1e-8  # mean squared magnitude below which a target counts as that loud: noise some 100 dB down
+SILENCE = 1e-4  # mean squared magnitude below which a target counts as that loud: noise 60 to 70 dB below full scale
 EQUAL = 1e-2  # frobenius: mean difference from which on its logarithm counts
 
 
@@ -76,6 +76,7 @@ def of_clips(target_btc, made_btc, rate: int, delay: int, definition: str, windo
     """{'distance', 'error_db', 'high_error_db' (above high_hz)}: each [b], the mean over channels; made is `delay` samples late, which are left out."""
     b, t, _ = target_btc.shape
     target, made = (x.swapaxes(1, 2).reshape(-1, t - delay) for x in (target_btc[:, :t - delay], made_btc[:, delay:]))
-    found = {"distance": distance(target, made, definition, windows, each=True), "error_db": error_db(target, made, rate),
-             "high_error_db": error_db(target, made, rate, high_hz)}
+    longest = max(windows)
+    found = {"distance": distance(target, made, definition, windows, each=True), "error_db": error_db(target, made, rate, 0.0, longest),
+             "high_error_db": error_db(target, made, rate, high_hz, longest)}
     return {name: values.reshape(b, -1).mean(1) for name, values in found.items()}

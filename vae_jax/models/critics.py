@@ -19,7 +19,8 @@ from jax import lax
 from vae_jax.config import UserError
 from vae_jax.dsp import stft
 from vae_jax.layers import convolutions_1d
-from vae_jax.layers.convolutions import NHWC, uniform
+from vae_jax.layers.convolutions import NHWC
+from vae_jax.layers.convolutions_1d import bound
 
 WIDTHS = (1, 2, 4, 8)  # channels of the layers of a net, in capacities
 STRIDE = 4
@@ -131,7 +132,7 @@ class Spectral(nn.Module):
 
 def _parameters(module, i, shape):
     fan = math.prod(shape[:-1])
-    kernel, bias = module.param(f"kernel_{i}", uniform(fan), shape), module.param(f"bias_{i}", uniform(fan), shape[-1:])
+    kernel, bias = module.param(f"kernel_{i}", bound(fan), shape), module.param(f"bias_{i}", bound(fan), shape[-1:])
     return kernel.astype(module.dtype), bias.astype(module.dtype)
 
 

@@ -22,13 +22,15 @@ DILATIONS = {1: ((1, 3, 5),) * 4, 2: ((1, 3, 9), (1, 3, 9), (1, 3, 9), (1, 3))} 
 class Rave(nn.Module):
     """Encoder and decoder between frames of samples [b, n, bands * channels] (see `frames_of`) and latents [b, n / prod(ratios), latent].
 
-    `analyse` and `synthesise` are the filter bank, which has no parameters. outputs: values an encoder gives a latent frame; extra: channels of
+    `analyse` and `synthesise` are the filter bank, which has no parameters. outputs: values an encoder gives a latent frame, in version 1 by `groups`
+    layers that look at a part of the channels each; extra: channels of
     noise beside the latents; amplitudes: of the noise filters of a band, 0 = no noise branch.
     """
 
     version: int = 1
     capacity: int = 64
     outputs: int = 256
+    groups: int = 2
     ratios: tuple[int, ...] = (4, 4, 4, 2)
     bands: int = 16
     channels: int = 1
@@ -48,7 +50,7 @@ class Rave(nn.Module):
         common = dict(capacity=self.capacity, ratios=self.ratios, causal=self.causal, dtype=self.dtype)
         kernels = tuple(3 if self.version == 1 else 2 * ratio for ratio in self.noise_ratios)
         branch = (self.amplitudes, self.noise_ratios, kernels, self.noise_hidden) if self.amplitudes else None
-        encoder, decoder = (Encoder1, Decoder1) if self.version == 1 else (Encoder2, Decoder2)
+        encoder, decoder = (functools.partial(Encoder1, groups=self.groups), Decoder1) if self.version == 1 else (Encoder2, Decoder2)
         self.encoder = encoder(outputs=self.outputs, snake=self.snake, **common)
         self.decoder = decoder(outputs=self.bands * self.channels, branch=branch, snake=self.snake, **common)
 
@@ -102,6 +104,7 @@ class Encoder1(nn.Module):
     capacity: int
     ratios: tuple[int, ...]
     outputs: int
+    groups: int
     causal: bool
     snake: bool
     dtype: Any
@@ -113,8 +116,7 @@ class Encoder1(nn.Module):
         for ratio in self.ratios:
             norm, width = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=jnp.float32), 2 * width
             s = conv(width, 2 * ratio + 1, ratio)(s.map(norm).map(act()))
-        # Mean and scale look at half of the channels each
-        return conv(self.outputs, 5, groups=2)(s.map(act()))
+        return conv(self.outputs, 5, groups=self.groups)(s.map(act()))
 
 
 class Decoder1(nn.Module):

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import evaluate, fronts
+from vae_jax import evaluate, fronts, streaming
 from vae_jax.config import Config, Optim, UserError
 from vae_jax.dsp import augment as augmentation
 from vae_jax.dsp import pqmf
+from vae_jax.layers import convolutions_1d
 from vae_jax.layers.streaming import Signal
 from vae_jax.losses import adversarial, divergences, spectral
 from vae_jax.models import critics, rave
@@ -65,9 +66,16 @@ class Model:
 
 
 def network(m: Model, channels: int, dtype=jnp.float32) -> rave.Rave:
-    outputs = 2 * m.latent if m.latents == "variational" else m.latent
-    return rave.Rave(m.version, m.capacity, outputs, m.ratios, m.bands, channels, m.attenuation_db, m.causal, m.snake, m.amplitudes,
+    parts = 2 if m.latents == "variational" else 1  # mean and scale
+    return rave.Rave(m.version, m.capacity, parts * m.latent, parts, m.ratios, m.bands, channels, m.attenuation_db, m.causal, m.snake, m.amplitudes,
                      m.noise_ratios, m.noise_hidden, m.extra, dtype)
+
+
+def live(config: Config, spec) -> streaming.Live:
+    """The streams of a run, and its latency."""
+    m = config.model
+    net = network(m, spec.fields["audio"].shape[-1], jnp.dtype(config.dtype))
+    return streaming.live(net, m.latent, lambda statistics: posterior(m.latents, statistics)[0])
 
 
 def posterior(latents: str, statistics):
@@ -101,7 +109,7 @@ def make(config: Config, spec) -> Task:
 
     def apply(method, params, variables, *inputs, train=False):
         """A method of the network; with `train` also its new statistics."""
-        stored = {"params": {p: params[p] for p in ("encoder", "decoder")}, "batch_stats": {"encoder": variables["encoder"]}}
+        stored = streaming.stored(params, variables)
         if not train:
             return net.apply(stored, *inputs, method=method)
         made, changed = net.apply(stored, *inputs, True, method=method, mutable=["batch_stats"])
@@ -131,9 +139,9 @@ def make(config: Config, spec) -> Task:
     def init(key, batch):
         keys = jax.random.split(key, 3)
         x = jnp.zeros((1, hop, channels))
-        made = net.init(keys[0], Signal(rave.frames_of(x, m.bands)), m.latent, keys[1])
+        made = convolutions_1d.init(net, keys[0], Signal(rave.frames_of(x, m.bands)), m.latent, keys[1])
         variables = {"encoder": made.get("batch_stats", {}).get("encoder", {}), "decoder": {"noise": jnp.float32(0.0)}}
-        return {**made["params"], "critic": critic.init(keys[2], wave(batch)[:1])["params"]}, variables
+        return {**made["params"], "critic": convolutions_1d.init(critic, keys[2], wave(batch)[:1])["params"]}, variables
 
     def draw(key, mean, scale):
         return mean if scale is None else mean + scale * jax.random.normal(key, mean.shape)

@@ -1,0 +1,212 @@
+"""RAVE: published sizes, its losses and stages, what each move may change, silence, and settings that do not fit."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from experiments import rave as experiment
+from tests import toys
+from vae_jax import records, tasks
+from vae_jax import train as trains
+from vae_jax import update as updates
+from vae_jax.config import Config, Data, Eval, Optim, Run, UserError
+from vae_jax.dsp import pqmf
+from vae_jax.layers.streaming import Signal
+from vae_jax.losses import spectral
+from vae_jax.tasks import rave
+
+RATE, HOP = 8000, 16
+QUICK = {"xla_backend_optimization_level": 0}  # compiling takes most of the time here
+
+
+def model(**changes):
+    return rave.Model(**{**dict(capacity=2, latent=3, ratios=(2, 2), bands=4, noise_ratios=(2, 2), noise_hidden=3, amplitudes=3, windows=(64, 32),
+                                critic_scales=1, critic_capacity=2, representation_steps=3, high_hz=1000.0, beta=0.05), **changes})
+
+
+def config(folder="unused", **changes):
+    return Config(task="rave", model=model(**changes), data=Data(dir=str(folder), crop=512, batch=4), optim=Optim(lr=1e-3, b1=0.5, b2=0.9),
+                  eval=Eval(every=0, batch=4), run=Run(steps=8, log_every=1, save_every=100, compile_cache=""))
+
+
+def spec(channels=1):
+    fields = {"audio": records.Field((512, channels), "int16"), "valid": records.Field((), "int32")}
+    return records.Spec("waves", fields, {"train": 8}, "", {"rate": RATE, "channels": channels})
+
+
+def sounds(seed=0, n=4, channels=1):
+    rng = np.random.default_rng(seed)
+    time = np.arange(512) / RATE
+    waves = np.sin(2 * np.pi * rng.uniform(100, 2000, (n, 1, channels)) * time[:, None]) * rng.uniform(0.1, 0.6, (n, 1, 1))
+    return {"audio": np.int16(32767 * waves), "valid": np.full(n, 512, np.int32), "index": np.arange(n, dtype=np.int32)}
+
+
+@pytest.fixture
+def compiled_once(tmp_path):
+    """The same program is compiled by one run and loaded by the next."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Recordings of 900 samples, as data_prep.waveforms writes them."""
+    folder, rng = tmp_path_factory.mktemp("waves"), np.random.default_rng(5)
+    fields = {"audio": records.Field((None, 1), "int16"), "valid": records.Field((), "int32")}
+    with records.Writer(folder, "waves") as writer:
+        for split, n in (("train", 6), ("test", 3)):
+            for _ in range(n):
+                wave = np.sin(np.arange(900) * rng.uniform(0.1, 1.0)) * 9000 + rng.normal(0, 100, 900)
+                writer.add(split, records.encode(fields, {"audio": np.int16(wave)[:, None], "valid": 900}))
+        writer.finish(fields, {}, {"rate": RATE, "channels": 1, "peak": 0.3, "reference_db": -10.0})
+    return folder
+
+
+@pytest.mark.parametrize("variant,encoder,decoder", [
+    ("v1", 4_834_176, 12_769_472), ("v2", 16_046_592, 15_467_520), ("v2_small", 3_940_608, 3_810_816), ("raspberry", 426_720, 969_008)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_published_sizes(variant, encoder, decoder, causal):
+    m = experiment.get_config(variant).model
+    m.causal = causal
+    net, hop = rave.network(m, 1), m.bands * math.prod(m.ratios)
+    made = jax.eval_shape(lambda key: net.init(key, Signal(jnp.zeros((1, hop // m.bands, m.bands))), m.latent, key), jax.random.key(0))
+    counts = {player: sum(x.size for x in jax.tree.leaves(tree)) for player, tree in made["params"].items()}
+    assert counts == {"encoder": encoder, "decoder": decoder}
+    assert sum(counts.values()) == {"v1": 17_603_648, "v2": 31_514_112, "v2_small": 7_751_424, "raspberry": 1_395_728}[variant]
+
+
+def test_the_loss_of_stage_1_is_its_published_terms():
+    c = config(amplitudes=0, augment=rave.augmentation.Augment(allpass=0.0, dither=False))
+    task, batch = tasks.get(c, spec()), sounds()
+    params, variables = jax.jit(task.init, compiler_options=QUICK)(jax.random.key(0), batch)
+    loss, (new, found) = jax.jit(task.moves["represent"].loss, compiler_options=QUICK)(params, variables, batch, jax.random.key(1), 0)
+    x = jnp.float32(batch["audio"][..., 0] / 32768)
+    bands = pqmf.analyse(x, 4)
+    net = rave.network(c.model, 1)
+    statistics, _ = net.apply({"params": {p: params[p] for p in ("encoder", "decoder")}, "batch_stats": {"encoder": variables["encoder"]}},
+                              Signal(bands), True, method="encode", mutable=["batch_stats"])
+    mean, scale = (np.asarray(a, np.float64) for a in np.split(np.asarray(statistics.x), 2, -1))
+    scale = np.log1p(np.exp(scale)) + 1e-4
+    kl = 0.5 * (mean**2 + scale**2 - 2 * np.log(scale) - 1).sum(-1).mean()
+    assert found["kl"] == pytest.approx(kl, rel=1e-4)
+    z = jnp.float32(mean) + jnp.float32(scale) * jax.random.normal(jax.random.split(jax.random.key(1), 4)[1], mean.shape)
+    y_bands = net.apply({"params": {p: params[p] for p in ("encoder", "decoder")}}, Signal(z), method="decode").x
+    y = pqmf.synthesise(y_bands)
+    rows = lambda b: b.swapaxes(1, 2).reshape(-1, b.shape[1])
+    wanted = float(spectral.distance(x, y, windows=(64, 32)) + spectral.distance(rows(bands), rows(y_bands), windows=(64, 32)))
+    assert found["full_band"] + found["sub_bands"] == pytest.approx(wanted, rel=1e-4)
+    assert loss == pytest.approx(wanted + 0.05 * kl, rel=1e-4)
+
+
+@pytest.mark.parametrize("changes", [dict(), dict(version=2, snake=True, critic_periods=(2, 3), matching="relative", adversarial="least_squares"),
+                                     dict(latents="wasserstein", extra=2, causal=True, distance="frobenius"), dict(latents="spherical", bands=1, causal=True)])
+def test_each_move_changes_its_own_players_alone(changes):
+    c = config(**changes)
+    task = tasks.get(c, spec(2))
+    batch = sounds(channels=2)
+    state = jax.jit(lambda b: updates.init_state(task, c, b), compiler_options=QUICK)(batch)
+    update = jax.jit(lambda s, b, moves: updates.update(task, c, s, b, moves), static_argnums=2, compiler_options=QUICK)
+    state, found = update(state, batch, ("represent",))
+    assert bool(found["finite"]) and float(state.variables["decoder"]["noise"]) == 0.0
+    for move, learning in (("represent", {"encoder", "decoder"}), ("generate", {"decoder"}), ("criticise", {"critic"})):
+        after, found = update(state, batch, (move,))
+        assert bool(found["finite"])
+        changed = {p for p in state.params if any((a != b).any() for a, b in zip(jax.tree.leaves(state.params[p]), jax.tree.leaves(after.params[p])))}
+        assert changed == learning
+        if move != "represent":  # the encoder's statistics are as frozen as its weights
+            for a, b in zip(jax.tree.leaves(state.variables["encoder"]), jax.tree.leaves(after.variables["encoder"])):
+                np.testing.assert_array_equal(a, b)
+        assert float(after.variables["decoder"]["noise"]) == (move == "generate")
+
+
+def test_statistics_of_the_encoder_move_in_stage_1():
+    c = config()
+    task = tasks.get(c, spec())
+    params, variables = jax.jit(task.init, compiler_options=QUICK)(jax.random.key(0), sounds())
+    _, (new, _) = jax.jit(task.moves["represent"].loss, compiler_options=QUICK)(params, variables, sounds(), jax.random.key(1), 0)
+    assert all((a != b).any() for a, b in zip(jax.tree.leaves(variables["encoder"]), jax.tree.leaves(new["encoder"])))
+
+
+@pytest.mark.parametrize("changes", [dict(), dict(version=2, latents="spherical", causal=True)])
+def test_silence_gives_finite_gradients(changes):
+    c = config(augment=rave.augmentation.Augment(allpass=0.0, dither=False), **changes)
+    task, batch = tasks.get(c, spec()), sounds()
+    params, variables = jax.jit(task.init, compiler_options=QUICK)(jax.random.key(0), batch)
+    silent = batch | {"audio": np.zeros_like(batch["audio"])}
+    for name, move in task.moves.items():
+        own = {p: params[p] for p in move.players}
+        loss = lambda own: move.loss({**params, **own}, variables, silent, jax.random.key(1), 0)[0]
+        value, slope = jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(own)
+        assert np.isfinite(value) and all(np.isfinite(x).all() for x in jax.tree.leaves(slope)), name
+    found = jax.jit(task.metrics, compiler_options=QUICK)(params, variables, silent, jax.random.key(0))
+    assert all(np.isfinite(x).all() for x in found.values())
+
+
+def test_the_causal_bank_is_not_asked_for_what_it_has_not_heard():
+    """A decoder that gives back the sub-bands it was made from has no distance in the causal form either."""
+    x = jnp.float32(sounds()["audio"][..., 0] / 32768)
+    late = pqmf.bank(4, causal=True).delay
+    y = pqmf.synthesise(pqmf.analyse(x, 4, causal=True), causal=True)
+    found = spectral.of_clips(x[..., None], y[..., None], RATE, late, "squared", (64, 32), 1000.0)
+    blind = spectral.of_clips(x[..., None], y[..., None], RATE, 0, "squared", (64, 32), 1000.0)
+    assert found["distance"].max() < 0.1 < blind["distance"].min()
+
+
+def test_schedule_and_stages():
+    task = tasks.get(config(representation_steps=3, critic_every=3), spec())
+    assert [task.schedule(s)[0] for s in range(9)] == ["represent"] * 3 + ["criticise", "generate", "generate"] * 2
+    assert [task.stage(s) for s in (0, 3, 4)] == ["representation", "representation", "adversarial"]
+
+
+def test_a_rehearsal_changes_nothing_and_a_resumed_run_is_the_unbroken_one(folder, tmp_path, monkeypatch, compiled_once):
+    whole = trains.train(config(folder), str(tmp_path / "whole"))
+    short = config(folder)
+    short.run.steps = 5
+    trains.train(short, str(tmp_path / "broken"))
+    monkeypatch.setattr(trains, "_rehearse", lambda *_: set())
+    again = trains.train(config(folder), str(tmp_path / "broken"))
+    assert whole == again and np.isfinite(list(whole.values())).all()
+    files = [sorted((tmp_path / run / "metrics.jsonl").read_text().splitlines()[-2:]) for run in ("whole", "broken")]
+    keep = lambda line: {k: v for k, v in json.loads(line).items() if not k.startswith("perf/")}
+    assert [keep(line) for line in files[0]] == [keep(line) for line in files[1]]
+
+
+def test_a_later_stage_that_does_not_fit_fails_before_the_first_step(folder, tmp_path, monkeypatch):
+    update = updates.update
+
+    def tight(task, config, state, batch, moves):
+        if "generate" in moves:
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return update(task, config, state, batch, moves)
+
+    monkeypatch.setattr(updates, "update", tight)
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        trains.train(config(folder), str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize("field,value,words", [
+    ("version", 3, "not one of 1, 2"), ("latents", "vq", "spherical"), ("ratios", (4, 4, 4, 4, 4), "one to four"), ("ratios", (1, 2), "one to four"),
+    ("noise_ratios", (3,), "multiple"), ("amplitudes", 1, "at least 2"), ("distance", "paper", "frobenius"), ("windows", (4096,), "config.data.crop=512"),
+    ("beta_steps", 10, "beta_from"), ("critic_every", 1, "too small"), ("capacity", 0, "too small")])
+def test_settings_that_do_not_fit(field, value, words):
+    with pytest.raises(UserError, match=words):
+        tasks.get(config(**{field: value}), spec())
+
+
+def test_a_crop_that_is_no_multiple_of_the_hop_and_data_without_sound_are_said(tmp_path):
+    c = config()
+    c.data.crop = 500
+    with pytest.raises(UserError, match=f"multiple of the hop {HOP}"):
+        tasks.get(c, spec())
+    pictures = records.open_folder(toys.pictures(tmp_path / "pictures"))
+    with pytest.raises(UserError, match="RAVE is for sound"):
+        tasks.get(config(), pictures)
