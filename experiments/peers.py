@@ -3,20 +3,26 @@
     python -m vae_jax bench --config=experiments/peers.py:mlp
     python -c 'from experiments import peers; peers.write_npz("spectrogram", "spectrogram.npz")'     the same pictures for the other side
 
-Same batch, input size, strides, channels and latent size as the PyTorch side; Adam 1e-3, float32.
+Same batch, input size, strides, channels and latent size as the PyTorch side; Adam 1e-3, float32. `rave_small` and `rave_v1` need
+recordings as data_prep.waveforms writes them.
 """
 
 import math
 
 from vae_jax.config import Config, Data, Eval, Optim, Run, UserError
-from vae_jax.tasks import vae
+from vae_jax.dsp.augment import Augment
+from vae_jax.tasks import rave, vae
 
 SIGMA = math.sqrt(0.5)  # -log p is then the plain sum of squared errors, plus N/2 log(pi)
+BARE = dict(amplitudes=0, full_band=False, augment=Augment(allpass=0.0, dither=False))
 VARIANTS = {
     "mlp": (vae.Model(hidden=(300, 300), latent=40, activation="tanh"), Data(dir="datasets/mnist", batch=100)),
     "conv28": (vae.Model(family="conv", hidden=(32, 64), latent=16, likelihood="gaussian", sigma=SIGMA), Data(dir="datasets/mnist32", batch=128)),
     "spectrogram": (vae.Model(family="conv", hidden=(32, 64, 128, 128), latent=128, likelihood="gaussian", sigma=SIGMA),
                     Data(dir="datasets/fsdd_faithful", batch=64)),
+    # Stage 1 on 4,096 frames of 16 sub-bands, without the distance of the wave and without augmentation
+    "rave_small": (rave.Model(capacity=16, **BARE), Data(dir="datasets/recordings", crop=65_536, batch=8)),
+    "rave_v1": (rave.Model(capacity=64, **BARE), Data(dir="datasets/recordings", crop=65_536, batch=4)),
     "bottles": (vae.Model(family="conv", hidden=(32, 64, 64), latent=2, likelihood="gaussian", sigma=SIGMA), Data(dir="datasets/bottles", batch=32)),
 }
 
@@ -25,7 +31,8 @@ def get_config(variant: str = "mlp") -> Config:
     if variant not in VARIANTS:
         raise UserError(f"experiments/peers.py has no variant {variant!r}; it has {', '.join(VARIANTS)}.")
     model, data = VARIANTS[variant]
-    return Config(name=f"peers-{variant}", model=model, data=data, optim=Optim(lr=1e-3),
+    task = "rave" if isinstance(model, rave.Model) else "vae"
+    return Config(name=f"peers-{variant}", task=task, model=model, data=data, optim=Optim(lr=1e-3),
                   eval=Eval(every=500, roles=("test",), batch=500), run=Run(steps=5000, log_every=100, save_every=5000))
 
 

@@ -220,3 +220,13 @@ def test_user_mistakes_are_one_sentence():
         dsp.mel_filters(8000, 512, 40, 0, 8000)
     with pytest.raises(UserError, match="fewer bands"):
         dsp.mel_filters(22050, 512, 256, 0, 11025)
+
+
+@pytest.mark.parametrize("n", [2, 8, 30])
+def test_gradient_of_the_real_transform(n):
+    x, slope = np.random.default_rng(n).standard_normal((2, 3, n)), np.random.default_rng(1).standard_normal((2, 3, n // 2 + 1, 2))
+    weigh = lambda transform: lambda x: jnp.sum(transform(x).real * slope[..., 0] + transform(x).imag * slope[..., 1])
+    found = jax.grad(weigh(dsp.rfft))(jnp.float32(x))
+    basis = np.exp(-2j * np.pi * np.outer(np.arange(n), np.arange(n // 2 + 1)) / n)
+    wanted = np.einsum("bfk,jk->bfj", slope[..., 0], basis.real) + np.einsum("bfk,jk->bfj", slope[..., 1], basis.imag)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)

@@ -7,6 +7,7 @@ periodic Hann, centred in n_fft where it is shorter. Values are those of the pla
 `form` picks how a frame is transformed: 'rfft', the FFT, the faster one on CPU and GPU; 'matmul', two half-size matrix products, for TPU.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -26,7 +27,7 @@ def stft(x_bt, n_fft: int, hop: int, window_length: int | None = None, form: str
     if not x_bt.shape[-1]:
         raise UserError("The STFT of a signal without samples was asked for; leave empty clips out.")
     frames = frame(x_bt, n_fft, hop, 1 + x_bt.shape[-1] // hop, before=n_fft // 2)
-    return _choose(form, jnp.fft.rfft, _rfft_by_products)(frames * jnp.float32(window))
+    return _choose(form, rfft, _rfft_by_products)(frames * jnp.float32(window))
 
 
 def istft(spectrum_btf, hop: int, length: int, window_length: int | None = None, form: str = "rfft", least: float = 0.0):
@@ -89,6 +90,22 @@ def _choose(form, by_fft, by_products):
     if form not in ("rfft", "matmul"):
         raise UserError(f"STFT form {form!r} is not known; choose 'rfft' or 'matmul'.")
     return by_fft if form == "rfft" else by_products
+
+
+@jax.custom_vjp
+def rfft(x):
+    """Real DFT of the last axis, complex64 [..., n // 2 + 1], n even; its gradient is one inverse real DFT, where jnp.fft's is a complex one of n."""
+    return jnp.fft.rfft(x)
+
+
+def _rfft_backward(_, slope):
+    # Without halves each frequency but the first and the last would count twice
+    half = np.full(slope.shape[-1], 0.5, np.float32)
+    half[[0, -1]] = 1.0
+    return ((2 * (slope.shape[-1] - 1)) * _irfft(jnp.conj(slope) * half),)
+
+
+rfft.defvjp(lambda x: (rfft(x), None), _rfft_backward)
 
 
 def _irfft(spectrum):

@@ -5,8 +5,10 @@ mirrored at its ends. `squared` is what RAVE's public code since 2.0 minimises, 
 arXiv:2111.05011) made finite: there the logarithm of a difference falls without bound as the two agree.
 """
 
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
 
 from vae_jax.config import UserError
@@ -25,7 +27,7 @@ def magnitude(x_bt, window: int):
         raise UserError(f"a spectral window of {window} samples needs a signal of more than {half}, but has {x_bt.shape[-1]}: take longer crops.")
     mirrored = jnp.pad(x_bt, ((0, 0), (half, half)), mode="reflect")
     frames = stft.frame(mirrored, window, hop, 1 + x_bt.shape[-1] // hop)
-    return stft.magnitude(jnp.fft.rfft(frames * jnp.float32(stft.hann(window, window, hop))))
+    return stft.magnitude(stft.rfft(frames * jnp.float32(stft.hann(window, window, hop))))
 
 
 def distance(target_bt, made_bt, definition: str = "squared", windows=WINDOWS, epsilon: float = 1e-7, each: bool = False):
@@ -36,7 +38,8 @@ def distance(target_bt, made_bt, definition: str = "squared", windows=WINDOWS, e
     Means are over the whole batch, as published, so loud examples count more; each=True: of every example on its own, [b].
     """
     _check(definition)
-    return sum(_apart(magnitude(target_bt, window), magnitude(made_bt, window), definition, epsilon, (1, 2) if each else None) for window in windows)
+    axes, copies = (1, 2) if each else None, _copies(made_bt, len(windows))
+    return sum(_apart(magnitude(target_bt, window), magnitude(made, window), definition, epsilon, axes) for window, made in zip(windows, copies))
 
 
 def from_spectra(target_bt, spectra: dict, definition: str = "squared", epsilon: float = 1e-7):
@@ -48,6 +51,16 @@ def from_spectra(target_bt, spectra: dict, definition: str = "squared", epsilon:
     return sum(_apart(magnitude(target_bt, window), spectrum[None, None], definition, epsilon, (1, 2)) for window, spectrum in spectra.items())
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _copies(x, count):
+    """x, `count` times. The slopes are added by a matrix product: XLA would fuse a plain sum into each of its users, which then add them up again."""
+    return (x,) * count
+
+
+_copies.defvjp(lambda x, count: ((x,) * count, None),
+               lambda count, _, slopes: (jnp.dot(jnp.ones(count), jnp.stack(slopes).reshape(count, -1)).reshape(slopes[0].shape),))
+
+
 def _check(definition):
     if definition not in DEFINITIONS:
         raise UserError(f"spectral distance {definition!r} is not known; choose one of {', '.join(DEFINITIONS)}.")
@@ -57,7 +70,7 @@ def _apart(s, z, definition, epsilon, axes):
     """One window's part of the distance of magnitudes z from s."""
     ratio = jnp.mean(jnp.square(s - z), axes) / jnp.maximum(jnp.mean(jnp.square(s), axes), SILENCE)
     if definition == "squared":
-        return ratio + jnp.mean(jnp.abs(jnp.log(s + epsilon) - jnp.log(z + epsilon)), axes)
+        return ratio + jnp.mean(jnp.abs(jnp.log((s + epsilon) / (z + epsilon))), axes)
     # The offset gives the root a gradient where the two are equal
     return jnp.sqrt(ratio + 1e-12) - 1e-6 + jnp.log1p(jnp.mean(jnp.abs(s - z), axes) / EQUAL)
 

@@ -1,6 +1,7 @@
 """bench: compiles an experiment's training step, runs it on its real data, and prints one JSON object.
 
     python -m vae_jax bench --config=experiments/peers.py:mlp --steps=200
+    python -m vae_jax bench --config=experiments/rave.py:v1 --step=1000001       a step of a later stage
     python -m vae_jax bench --config=experiments/genres.py --griffin_lim=100
 
 Step time is the median over single steps, each waited for; `input_wait_share` is the share of wall time spent waiting for
@@ -26,6 +27,7 @@ from vae_jax.verbs import common
 
 CONFIG = config_flags.DEFINE_config_file("config", None, common.CONFIG_HELP)
 STEPS = flags.DEFINE_integer("steps", 100, "Steps that are timed.", lower_bound=1)
+STEP = flags.DEFINE_integer("step", 0, "Number of the training step whose moves are timed, over and over.", lower_bound=0)
 GRIFFIN_LIM = flags.DEFINE_integer("griffin_lim", 0, "Clips of the test split on which Griffin-Lim is timed instead of the step.", lower_bound=0)
 
 
@@ -52,7 +54,7 @@ def bench(config, steps: int, started: float) -> dict:
     source = datas.open_source(config.data, "train")
     task = tasks.get(config, datas.cropped(records.open_folder(config.data.dir), config.data.crop))
     batches = datas.train_batches(source, mesh, config.seed, 0, config.data.batch)
-    batch, moves = next(batches), task.schedule(0)
+    batch, moves = next(batches), task.schedule(STEP.value)
     config.optim.decay_steps = config.optim.decay_steps or config.run.steps
     state = jax.jit(lambda b: updates.init_state(task, config, b), out_shardings=meshes.replicated(mesh))(batch)
 
@@ -79,7 +81,7 @@ def bench(config, steps: int, started: float) -> dict:
     device = jax.devices()[0]
     stats = device.memory_stats() or {}
     return {
-        "name": config.name, "device": device.device_kind, "devices": mesh.size, "jax": jax.__version__, "dtype": config.dtype,
+        "name": config.name, "moves": "+".join(moves), "device": device.device_kind, "devices": mesh.size, "jax": jax.__version__, "dtype": config.dtype,
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)), "batch": config.data.batch, "step_ms": round(step * 1e3, 3),
         "examples_per_sec": round(config.data.batch / step, 1), "input_wait_share": round(sum(waits) / sum(times), 4),
         "compile_s": round(compile_s, 2), "command_to_first_step_s": round(first_step_s, 2), "flops_per_step": flops,
