@@ -22,7 +22,7 @@ VARIANTS = {
                           beta_steps=0, critic_every=2),
     "raspberry": dict(capacity=16, critic_capacity=16, amplitudes=0),
     # Trained through both stages in under 40 minutes on two cores
-    "small": dict(capacity=16, critic_capacity=16, beta=0.02, representation_steps=6_000),
+    "small": dict(capacity=16, critic_capacity=16, beta=0.02, representation_steps=4_500),
 }
 
 
@@ -36,5 +36,5 @@ def get_config(variant: str = "small") -> Config:
         data=Data(dir="datasets/recordings", crop=32_768 if small else 131_072, batch=8),
         optim=Optim(lr=1e-3, schedule="linear", factor=0.1, decay_steps=steps, **ADAM),
         eval=Eval(every=1000 if small else 10_000, batch=8, examples=64),
-        run=Run(steps=steps * 3 // 2 if small else 3 * steps, log_every=50 if small else 100, save_every=500 if small else 10_000),
+        run=Run(steps=steps * 5 // 3 if small else 3 * steps, log_every=50 if small else 100, save_every=500 if small else 10_000),
     )
