@@ -158,10 +158,9 @@ def _falls(values) -> bool:
 def control(run, source, analysis: fidelity.Analysis, interrupted=lambda: False) -> list[dict] | None:
     """What moving held-out latents along each of the first directions does to their sound; None if interrupted.
 
-    [{'direction': from 1, 'deviation', descriptor: {'correlation', 'change', 'clips'}}]. Whole crops are moved by OFFSETS standard deviations. Pitch (median
-    of the voiced frames, in semitones), loudness (dB) and centroid (semitones) are taken as differences from the crop's own mean over the offsets;
-    correlation: Spearman's, of offset and difference over all crops; change: their mean rise from the first to the last offset. Crops in which a
-    sound has no such descriptor at some offset are left out of it.
+    [{'direction': from 1, 'deviation', descriptor: {'correlation', 'change', 'clips'}}]. Whole crops are moved by OFFSETS standard deviations; pitch
+    (median of the voiced frames, semitones), loudness (dB) and centroid (semitones) are measured. correlation: Spearman's of offset and measure, the
+    mean over crops; change: the mean rise from the first to the last offset. Crops whose sound lacks a measure at some offset are left out of it.
     """
     front, rows = run.task.front, datas.spaced(len(source), MOVED)
     batch = jax.device_put({k: v for k, v in source.read(rows).items() if k == "audio"}, meshes.replicated(run.mesh))
@@ -179,11 +178,8 @@ def control(run, source, analysis: fidelity.Analysis, interrupted=lambda: False)
             if interrupted():
                 return None
         values = np.array([[list(clip.values()) for clip in heard[(i, offset) if offset else ()]] for offset in OFFSETS])  # [offset, clip, descriptor]
-        row = {"direction": i + 1, "deviation": float(size[i])}
-        for k, name in enumerate(heard[()][0]):
-            kept = values[:, np.isfinite(values[:, :, k]).all(0), k]
-            row[name] = {"clips": kept.shape[1]} | (_related(kept - kept.mean(0)) if kept.shape[1] else {"correlation": None, "change": None})
-        found.append(row)
+        measured = {name: values[:, np.isfinite(values[:, :, k]).all(0), k] for k, name in enumerate(heard[()][0])}
+        found.append({"direction": i + 1, "deviation": float(size[i])} | {name: _related(kept) for name, kept in measured.items()})
     return found
 
 
@@ -192,11 +188,13 @@ def _described(wave, rate):
     return {"pitch": 12 * np.log2(found["pitch_hz"]), "loudness": found["loudness_db"], "centroid": 12 * np.log2(found["centroid_hz"])}
 
 
-def _related(apart):
-    """Of differences [offset, clip]."""
-    offsets = np.repeat(np.asarray(OFFSETS, np.float64)[:, None], apart.shape[1], 1)
-    correlation = scipy.stats.spearmanr(offsets.ravel(), apart.ravel()).statistic if np.ptp(apart) > 0 else 0.0
-    return {"correlation": float(correlation), "change": float((apart[-1] - apart[0]).mean())}
+def _related(measured):
+    """Of measures [offset, clip]."""
+    clips = measured.shape[1]
+    if not clips:
+        return {"clips": 0, "correlation": None, "change": None}
+    each = [scipy.stats.spearmanr(OFFSETS, values).statistic if np.ptp(values) > 0 else 0.0 for values in measured.T]
+    return {"clips": clips, "correlation": float(np.mean(each)), "change": float((measured[-1] - measured[0]).mean())}
 
 
 def lines(made: dict) -> list[str]:
@@ -221,7 +219,7 @@ def lines(made: dict) -> list[str]:
         cells = ["none" if row[name]["correlation"] is None else f"{row[name]['correlation']:+.2f}{row[name]['change']:+7.2f} {unit}"
                  for name, unit in DESCRIBED.items()]
         shown.append(f"{row['direction']:<10d}{row['deviation']:10.3f}" + "".join(f"{cell:>26s}" for cell in cells))
-    return shown + ["each: Spearman's correlation, and the change of the sound"]
+    return shown + ["each: Spearman's correlation, the mean over crops, and the change of the sound"]
 
 
 def figure(analysis: fidelity.Analysis, made: dict, theme) -> bytes:

@@ -19,7 +19,7 @@ from vae_jax.losses import spectral
 
 SECONDS = 30  # of sound that go through the model at once
 LONGEST = 3 * 3600  # seconds of a file that is read
-PROBE = 64  # frames of a piece on which it is tried how far a model looks
+PROBE = 512  # frames of a piece on which it is tried how far a model looks
 
 
 class Through(NamedTuple):

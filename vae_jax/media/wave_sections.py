@@ -114,7 +114,7 @@ def control(run):
         rows.append((str(row["direction"]), *cells, f"standard deviation {row['deviation']:.3g}"))
     strongest = max(((abs(row[name]["correlation"] or 0.0), name, row["direction"]) for row in run.stored["control"] for name in analysis.DESCRIBED))
     text = ("Held-out latents are moved along each direction by -2 to 2 standard deviations, and decoded. First Spearman's correlation of the move and "
-            "the measured pitch, loudness or spectral centroid of a sound, each less its mean over the moves; then its change from the first move to the last.")
+            "the measured pitch, loudness or spectral centroid of a sound, the mean over sounds; then the change from the first move to the last.")
     number = ("strongest", strongest[0], f"|correlation|, of {strongest[1]} with direction {strongest[2]}")
     return html.Section("control", "Control", text, numbers=(number,), table=html.Table(head, tuple(rows)))
 
