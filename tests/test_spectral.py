@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.signal
 
+from vae_jax import mesh as meshes
 from vae_jax.config import UserError
 from vae_jax.losses import spectral
 
@@ -78,3 +79,14 @@ def test_too_short_a_signal_and_an_unknown_definition_are_said():
         spectral.distance(jnp.zeros((1, 900)), jnp.zeros((1, 900)))
     with pytest.raises(UserError, match="frobenius"):
         spectral.distance(tone(440), tone(440), "paper")
+
+
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
+def test_devices_transform_their_own_rows():
+    mesh = meshes.make(4)
+    x, y = (jax.device_put(np.float32(np.random.default_rng(i).standard_normal((8, 600))), meshes.batched(mesh)) for i in (0, 1))
+    slope = jax.jit(jax.grad(lambda y, x: spectral.distance(x, y, windows=(64, 32))))
+    compiled = slope.lower(y, x).compile().as_text()
+    assert "all-reduce(" in compiled and "all-gather(" not in compiled
+    alone = jax.jit(jax.grad(lambda y, x: spectral.distance(x, y, windows=(64, 32))))(*(jnp.asarray(np.asarray(a)) for a in (y, x)))
+    np.testing.assert_allclose(slope(y, x), alone, atol=1e-6)

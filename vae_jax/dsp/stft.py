@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
 
 from vae_jax.config import UserError
 
@@ -92,10 +94,24 @@ def _choose(form, by_fft, by_products):
     return by_fft if form == "rfft" else by_products
 
 
+def _of_rows(transform):
+    """`transform` of the last axis, which devices that share out the others do each for their own part: XLA would gather all rows on every device."""
+    def split(mesh, arguments, result):
+        rows = [NamedSharding(mesh, PartitionSpec(*a.sharding.spec[:a.ndim - 1])) for a in (*arguments, result)]
+        return mesh, lambda x: transform(x), rows[-1], tuple(rows[:-1])
+
+    shared = custom_partitioning(lambda x: transform(x))
+    shared.def_partition(split, sharding_rule="... i -> ... j")
+    return lambda x: shared(x) if jax.device_count() > 1 else transform(x)
+
+
+_forward, _backward = _of_rows(jnp.fft.rfft), _of_rows(jnp.fft.irfft)
+
+
 @jax.custom_vjp
 def rfft(x):
     """Real DFT of the last axis, complex64 [..., n // 2 + 1], n even; its gradient is one inverse real DFT, where jnp.fft's is a complex one of n."""
-    return jnp.fft.rfft(x)
+    return _forward(x)
 
 
 def _rfft_backward(_, slope):
@@ -111,7 +127,7 @@ rfft.defvjp(lambda x: (rfft(x), None), _rfft_backward)
 def _irfft(spectrum):
     inner = np.ones(spectrum.shape[-1], np.float32)
     inner[[0, -1]] = 0.0  # libraries differ in what they make of an imaginary part at 0 or at Nyquist, where a real signal has none
-    return jnp.fft.irfft(lax.complex(spectrum.real, spectrum.imag * inner))
+    return _backward(lax.complex(spectrum.real, spectrum.imag * inner))
 
 
 def _rfft_by_products(x):
