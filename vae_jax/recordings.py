@@ -18,7 +18,7 @@ from vae_jax.config import UserError
 from vae_jax.losses import spectral
 
 SECONDS = 30  # of sound that go through the model at once
-LONGEST = 3 * 3600  # seconds of a file that is read
+LONGEST = 3600  # seconds of a file that is read: some 30 bytes of memory a sample are used
 PROBE = 512  # frames of a piece on which it is tried how far a model looks
 
 

@@ -18,6 +18,7 @@ from vae_jax.media import images
 PEAK = 0.9  # of full scale: the loudest sample of a set of files
 MAX_GAIN = 100.0  # 40 dB: sets down to -41 dB still come up to PEAK, and where all is silence the rounding of 16 bits stays below -56 dB
 COLOURS = np.round(255 * matplotlib.colormaps["magma"](np.arange(256))[:, :3]).astype(np.uint8)  # even steps for the eye, in grey print too
+BLOCK = 1 << 20  # samples of a file that are converted at once
 FADE_SECONDS = 0.05  # of the passage from one resynthesised stretch of a long sound to the next
 
 
@@ -29,13 +30,14 @@ def gain(*sets) -> float:
 
 def wav(wave_n, rate: int, factor: float = 1.0) -> bytes:
     """A wave [n] or [n, channels], full scale 1, times `factor`, as a 16-bit WAV file. What lies beyond full scale is limited; not finite is silence."""
-    values = np.nan_to_num(np.asarray(wave_n, np.float64) * factor, nan=0.0, posinf=0.0, neginf=0.0)
-    out = io.BytesIO()
+    out, wave_n = io.BytesIO(), np.asarray(wave_n)
     with wave.open(out, "wb") as file:
-        file.setnchannels(1 if values.ndim == 1 else values.shape[1])
+        file.setnchannels(1 if wave_n.ndim == 1 else wave_n.shape[1])
         file.setsampwidth(2)
         file.setframerate(rate)
-        file.writeframes(np.clip(np.rint(values * 32768), -32768, 32767).astype("<i2").tobytes())
+        for start in range(0, len(wave_n), BLOCK):
+            values = np.nan_to_num(wave_n[start:start + BLOCK].astype(np.float64) * factor, nan=0.0, posinf=0.0, neginf=0.0)
+            file.writeframesraw(np.clip(np.rint(values * 32768), -32768, 32767).astype("<i2").tobytes())
     return out.getvalue()
 
 
