@@ -17,7 +17,7 @@ from vae_jax import data, metrics, records, tasks, train, update
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted(p for p in (ROOT / "experiments").glob("*.py"))
-SOUNDS = ("fsdd", "genres", "speaker", "spectrogram")  # experiments and variants on sounds
+SOUNDS = ("fsdd", "genres", "rave", "rave_small", "rave_v1", "speaker", "spectrogram", "voices", "bands")  # experiments and variants on sounds
 
 
 def load(path):
@@ -58,6 +58,11 @@ def shrunken(path, variant, folders):
                                       test="test")
     config.eval = dataclasses.replace(config.eval, batch=8, every=2)
     config.run = dataclasses.replace(config.run, steps=2, log_every=1, save_every=2, devices=1)
+    if config.task == "rave":
+        config.data.crop = 768
+        config.model = dataclasses.replace(config.model, capacity=2, critic_capacity=2, ratios=(2, 2), windows=(64, 32), high_hz=1000.0, noise_ratios=(2, 2),
+                                           representation_steps=1, critic_periods=config.model.critic_periods[:1])
+        config.model.augment.allpass_high_hz = 1000.0
     if hasattr(config.model, "components"):
         config.model.components = min(config.model.components, 4)
         config.model.hidden = tuple(min(h, 8) for h in config.model.hidden[:2])
@@ -68,8 +73,8 @@ def shrunken(path, variant, folders):
 def test_every_variant_fits_the_engine(path, variant, folders):
     """Shapes and types of the state, of a step and of its evaluation, without computing them."""
     config = shrunken(path, variant, folders)
-    task = tasks.get(config, records.open_folder(config.data.dir))
-    rows = data.Source(config.data.dir, "train").read(np.arange(8))
+    task = tasks.get(config, data.cropped(records.open_folder(config.data.dir), config.data.crop))
+    rows = data.open_source(config.data, "train").read(np.arange(8))
     batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in rows.items()}
     state = jax.eval_shape(lambda b: update.init_state(task, config, b), batch)
     after, found = jax.eval_shape(lambda s, b: update.update(task, config, s, b, task.schedule(0)), state, batch)

@@ -32,10 +32,8 @@ PRESENT = 0.01  # share of the samples from which on a class counts as present
 def assess(run: session.Session, measures=(), measure_batch: int = 100, judge: str = "", interrupted=lambda: False) -> dict | None:
     """All figures of a run; None if interrupted. measures: (name, amount) pairs of `Task.measures`, over the whole test split."""
     waves = run.task.front is not None and run.task.front.kind == "wave"
-    if waves and judge:
-        raise UserError("--judge looks at one picture or short sound an example, and this model makes frames of a wave: leave it out.")
     sources = session.sources(run)
-    found = splits(run, sources, interrupted)
+    found = evaluate.splits(run, sources, interrupted)
     if found is None:
         return None
     for figures in (assess_waves.baselines,) if waves else (codes_and_pictures, resynthesised):
@@ -45,7 +43,7 @@ def assess(run: session.Session, measures=(), measure_batch: int = 100, judge: s
         found |= values
     found |= assess_waves.ratios(found)
     if judge:
-        verdict = judged(run, judge, sources, interrupted)
+        verdict = (assess_waves.judged if waves else judged)(run, judge, sources, interrupted)
         if verdict is None:
             return None
         found |= verdict
@@ -56,18 +54,6 @@ def assess(run: session.Session, measures=(), measure_batch: int = 100, judge: s
         if values is None:
             return None
         found |= values
-    return found
-
-
-def splits(run, sources: dict, interrupted=lambda: False, examples: int = 0) -> dict | None:
-    """The task's own summary over every split, as training reports it; examples: of each, evenly spaced, 0 = all."""
-    found, key = {}, jax.random.key(run.config.seed + 1)
-    sums = evaluate.make_sums(run.task.metrics, run.mesh)
-    for role, source in sources.items():
-        values = evaluate.evaluate(sums, run.task.summary, run.params, run.variables, source, run.mesh, run.config.eval.batch, key, examples, interrupted)
-        if values is None:
-            return None
-        found |= {f"eval/{role}/{name}": v for name, v in values.items()}
     return found
 
 
@@ -219,7 +205,7 @@ def judged(run, judge: str, sources: dict, interrupted=lambda: False) -> dict | 
     if run.task.condition:
         request["label"] = (np.arange(JUDGED) % len(labels)).astype(np.int32)
     answer = _verdicts(run, other, run.task.sample, request, interrupted)
-    own = splits(other, session.sources(other, ("test",)), interrupted)
+    own = evaluate.splits(other, session.sources(other, ("test",)), interrupted)
     if answer is None or own is None:
         return None
     chance, pictures = answer

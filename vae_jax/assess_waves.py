@@ -1,10 +1,14 @@
-"""Whole-split figures of a model of waves beside what silence, and the mean spectrum of the training sounds, would reach."""
+"""Whole-split figures of a model of waves beside what silence, and the mean spectrum of the training sounds, would reach; and a judge's view."""
 
 import jax
 import numpy as np
 
-from vae_jax import evaluate
+from vae_jax import evaluate, session
+from vae_jax.config import UserError
+from vae_jax.dsp import descriptors
 from vae_jax.losses import spectral
+
+JUDGED = 400  # crops of a split, evenly spaced, that a judge hears
 
 
 def baselines(run, sources: dict, interrupted=lambda: False, examples: int = 0) -> dict | None:
@@ -52,3 +56,42 @@ def mean_spectra(run, source, interrupted=lambda: False, examples: int = 0) -> d
         if interrupted():
             return None
     return {window: sums / count for window, sums in zip(windows, total)}
+
+
+def judged(run, judge: str, sources: dict, interrupted=lambda: False) -> dict | None:
+    """Frechet distance, squared, of a classifier's features of what the model makes of held-out sounds from those of the sounds themselves, in pieces
+    as long as the classifier's examples; beside it that of training sounds from held-out ones, which no model need go below; the classifier's own
+    held-out accuracy, and how often its verdict on a piece stays the same. None if interrupted. Raises UserError for a judge that cannot hear it."""
+    other, role = session.open_run(judge), next((r for r in ("test", "validation") if r in sources), None)
+    if other.config.task != "classifier" or other.task.front.kind != "audio" or not other.config.data.test:
+        raise UserError(f"{judge} is no judge of sounds with a test split of its own: train experiments/judge.py:voices, say.")
+    samples, crop = other.spec.fields["audio"].shape[0], run.task.front.shape[0]
+    if role is None or other.spec.facts["rate"] != run.task.front.rate or samples > crop - run.task.front.delay:
+        raise UserError(f"{judge} judges {samples} samples at {other.spec.facts['rate']} Hz; this run must have a held-out split and crops of at least as "
+                        f"many at that rate, but has {crop} at {run.task.front.rate} Hz.")
+
+    def hear(params, variables, batch):
+        x, late = run.task.front.analyse(batch), run.task.front.delay
+        code = run.task.encode(params, variables, batch)["mean"]
+        made = run.task.decode(params, variables, code, None)["audio"]
+        count = (crop - late) // samples
+        found = {}
+        for name, wave in (("real", x[:, :crop - late]), ("made", made[:, late:])):
+            pieces = wave.mean(-1)[:, :count * samples].reshape(-1, samples, 1)
+            seen = other.task.encode(other.params, other.variables, {"audio": pieces})
+            found[name] = seen["mean"].reshape(len(x), count, -1)
+            found[name + "_class"] = seen["logits"].argmax(-1).reshape(len(x), count)
+        return found
+
+    parts = {}
+    for part in (role, "train"):
+        parts[part] = evaluate.collect(hear, run.params, run.variables, sources[part], run.mesh, run.config.eval.batch, JUDGED, interrupted)
+        if parts[part] is None:
+            return None
+    own = evaluate.splits(other, session.sources(other, ("test",)), interrupted)
+    if own is None:
+        return None
+    rows = lambda part, name: parts[part][name].reshape(-1, parts[part][name].shape[-1]).astype(np.float64)
+    return {"judge/frechet": descriptors.frechet(rows(role, "made"), rows(role, "real")), "judge/frechet_of_training": descriptors.frechet(
+        rows("train", "real"), rows(role, "real")), "judge/same_verdict": float(np.mean(parts[role]["made_class"] == parts[role]["real_class"])),
+        "judge/pieces": rows(role, "real").shape[0], "judge/accuracy": own["eval/test/accuracy"]}

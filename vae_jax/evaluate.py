@@ -41,6 +41,18 @@ def evaluate(sums_fn, summary, params, variables, source, mesh, batch: int, key,
     return {name: float(value) for name, value in summary(sums, squares, count).items()}
 
 
+def splits(run, sources: dict, interrupted=lambda: False, examples: int = 0) -> dict | None:
+    """The task's own summary over every split, as training reports it; examples: of each, evenly spaced, 0 = all."""
+    found, key = {}, jax.random.key(run.config.seed + 1)
+    sums = make_sums(run.task.metrics, run.mesh)
+    for role, source in sources.items():
+        values = evaluate(sums, run.task.summary, run.params, run.variables, source, run.mesh, run.config.eval.batch, key, examples, interrupted)
+        if values is None:
+            return None
+        found |= {f"eval/{role}/{name}": v for name, v in values.items()}
+    return found
+
+
 def collect(fn, params, variables, source, mesh, batch: int, examples: int = 0, interrupted=lambda: False) -> dict[str, np.ndarray] | None:
     """Rows {name: [n, ...]} of fn(params, variables, global batch) over a split, in data order, on every process; None if interrupted.
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import analysis, assess, assess_waves, evaluate, recordings, report
+from vae_jax import analysis, assess_waves, evaluate, recordings, report
 from vae_jax.data import spaced
 from vae_jax.latents import fidelity
 from vae_jax.losses import divergences
@@ -32,7 +32,7 @@ def build(run, sources: dict, history: list[dict], info: dict) -> report.Report:
     checkpoint.
     """
     role = next(r for r in ("test", "validation", "train") if r in sources)
-    figures_of = assess.splits(run, sources, examples=MEASURED)
+    figures_of = evaluate.splits(run, sources, examples=MEASURED)
     figures_of |= assess_waves.baselines(run, sources, examples=MEASURED)
     figures_of |= assess_waves.ratios(figures_of)
     front, through = run.task.front, recordings.through(run)
