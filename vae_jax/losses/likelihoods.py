@@ -160,7 +160,7 @@ def logistic_mixture(components: int = 10, levels: int = 256) -> Likelihood:
     def split(outputs):
         """Logits [K, b, pixel], means and log scales [C, K, b, pixel], coefficients [C(C-1)/2, K, b, pixel]."""
         raw = outputs["x"].astype(jnp.float32)
-        raw = raw.reshape(len(raw), -1, raw.shape[-1] // components, components)
+        raw = raw.reshape(raw.shape[0], -1, raw.shape[-1] // components, components)
         raw = jax.lax.optimization_barrier(raw.transpose(2, 3, 0, 1))  # pixels last, for the reason given in _rows
         c = next((c for c in range(1, len(raw)) if channels(c) == len(raw) * components), None)
         if c is None:
@@ -184,7 +184,7 @@ def logistic_mixture(components: int = 10, levels: int = 256) -> Likelihood:
 
     def log_prob(outputs, x):
         logits, means, log_scales, coefficients = split(outputs)
-        x_cbp = jnp.moveaxis(x.reshape(len(x), -1, x.shape[-1]), -1, 0)
+        x_cbp = jnp.moveaxis(x.reshape(x.shape[0], -1, x.shape[-1]), -1, 0)
         target = 2.0 * x_cbp - 1.0
         found, _ = in_order(means, coefficients, lambda c, _: target[c])
         offset = (target[:, None] - found) * jnp.exp(-log_scales)
@@ -234,7 +234,7 @@ def _rows(values):
     XLA on CPU computes exp and log element by element where the last axis has length 1, about 100x slower than along a row. Without the
     barrier it sees through the reshape and does the same.
     """
-    return jax.lax.optimization_barrier(values.astype(jnp.float32).reshape(len(values), -1))
+    return jax.lax.optimization_barrier(values.astype(jnp.float32).reshape(values.shape[0], -1))
 
 
 def _shaped_like(outputs, rows):

@@ -186,7 +186,7 @@ def sample(dist, key, n: int):
 def draw(dist, key, index_n):
     """One code from each of the components named: [n, d]."""
     if isinstance(dist, Standard):
-        return jax.random.normal(key, (len(index_n), len(dist.zero_d)))
+        return jax.random.normal(key, (index_n.shape[0], len(dist.zero_d)))
     mean = dist.mean_kd[index_n]
     noise = jax.random.normal(key, mean.shape)
     if isinstance(dist, Diagonal):
