@@ -122,8 +122,7 @@ def test_latents_cut_to_directions_that_change_while_it_plays():
     offline = jit(lambda x, r: offline_of(task, params, variables, x, lambda z: fidelity.crop(analysis, z, r))[1])
     step, sizes = jit(live.model.step), [2] * (x.shape[1] // live.hop // 2)
     for r in (1, 4, 6):
-        held = {"mean": jnp.float32(analysis.mean), "components": jnp.float32(analysis.components), "directions": jnp.int32(r)}
-        cut = functools.partial(step, params, {**variables, "analysis": held})
+        cut = functools.partial(step, params, variables | streaming.directions(analysis, r))
         y = played(cut, live.model.start(2), x, sizes, live.hop)[1]
         assert snr(offline(x, r)[:, :y.shape[1] - late], y[:, late:]) > 100
     assert step._cache_size() == 1

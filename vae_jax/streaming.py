@@ -95,6 +95,11 @@ def stored(params, variables):
     return {"params": {player: params[player] for player in ("encoder", "decoder")}, "batch_stats": {"encoder": variables["encoder"]}}
 
 
+def directions(analysis: fidelity.Analysis, r: int) -> dict:
+    """What goes into variables for latents cut to their first r directions, see `live`."""
+    return {"analysis": {"mean": jnp.float32(analysis.mean), "components": jnp.float32(analysis.components), "directions": jnp.int32(r)}}
+
+
 def _key(numbers):
     return jax.random.wrap_key_data(numbers, impl="threefry2x32")
 
