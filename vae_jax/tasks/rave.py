@@ -251,8 +251,22 @@ def make(config: Config, spec) -> Task:
              "criticise": Move(("critic",), criticise)}
     return Task(init=init, moves=moves, metrics=metrics, summary=summary, schedule=schedule,
                 stage=lambda step: "representation" if step <= m.representation_steps else "adversarial",
-                encode=encode, decode=decode, sample=sample, optim={"critic": m.critic_optim},
+                encode=encode, decode=decode, sample=sample, optim={"critic": m.critic_optim}, exports=_exports(config, spec, encode, decode),
                 front=fronts.Front("wave", (config.data.crop, channels), wave, rate=rate, delay=late))
+
+
+def _exports(config: Config, spec, encode, decode) -> dict:
+    m, channels = config.model, spec.fields["audio"].shape[-1]
+    audio, key = (f"b, {m.bands * math.prod(m.ratios)}*n, {channels}", "float32"), ("2", "uint32")
+
+    def step(params, variables, x):
+        state, y = live(config, spec).model.step(params, variables, x["state"], x["audio"])
+        return {"state": state, "audio": y}
+
+    return {"encode": (lambda params, variables, x: {"z": encode(params, variables, x)["mean"]}, {"audio": audio}),
+            "decode": (lambda params, variables, x: decode(params, variables, x["z"]), {"z": (f"b, n, {m.latent}", "float32")}),
+            "start": (lambda params, variables, x: {"state": live(config, spec).model.start(x["audio"].shape[0], x["key"])}, {"audio": audio, "key": key}),
+            "step": (step, {"state": "start", "audio": audio})}
 
 
 def _check(config: Config, spec) -> None:
