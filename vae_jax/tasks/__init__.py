@@ -38,7 +38,8 @@ class Task(NamedTuple):
     sample(params, variables, key, request) -> dict whose names start with the kind ('image/', 'audio/', 'roll/')
     measures: name -> function of (params, variables, batch, key, amount) -> per-example arrays too dear for every
         evaluation (importance-weighted likelihood); asked for by `evaluate --measure=NAME:AMOUNT`
-    exports: name -> (function of (params, variables, inputs), symbolic input shapes)
+    exports: name -> (function of (params, variables, inputs), {input: (its shape with symbols for open sizes, dtype)}), see `export`: `encode`,
+        `decode` (their latents are 'z'), `sample`; streams are a pair `start`, `step` with a 'state', whose shape is "start"
     optim: player -> Optim, where it differs from config.optim
     front: how records are seen (fronts.Front): what `decode` gives as 'image' is like front.analyse(batch)
     """

@@ -179,7 +179,7 @@ def make(config: Config, spec) -> Task:
     def sample(params, variables, key, request):
         """request: temperature [n] scales the code's distance from the prior's mean; label [n] int32 for a conditional model."""
         key_z, key_x = jax.random.split(key)
-        n = len(request["temperature"])
+        n = request["temperature"].shape[0]
         dist = prior_of(params)
         centre = priors.mean(dist)
         z = centre + (priors.sample(dist, key_z, n) - centre) * request["temperature"][:, None]
@@ -213,10 +213,19 @@ def make(config: Config, spec) -> Task:
         total, _ = jax.lax.scan(body, jnp.full(b, -jnp.inf), jnp.arange(samples // chunk))
         return {"nll": math.log(samples) - total}
 
+    def exports():
+        seen, label = spec.fields[front.kind], {"label": ("b", "int32")} if m.condition else {}
+        draws = {"key": ("2", "uint32"), "temperature": ("b", "float32")}
+        return {"encode": (lambda params, variables, x: {"z": encode(params, variables, x)["mean"]},
+                           {front.kind: (", ".join(map(str, ("b", *seen.shape))), seen.dtype)} | label),
+                "decode": (lambda params, variables, x: decode(params, variables, x["z"], condition_of(x)), {"z": (f"b, {m.latent}", "float32")} | label),
+                "sample": (lambda params, variables, x: sample(params, variables, jax.random.wrap_key_data(x["key"], impl="threefry2x32"), x),
+                           draws | label)}
+
     learning = tuple(player for player in PLAYERS if player not in m.frozen.split(","))
     return Task(init=init, moves={"train": Move(learning, loss)}, schedule=lambda step: ("train",), metrics=metrics,
                 summary=summary, encode=encode, decode=decode, condition=condition_of if m.condition else None, sample=sample,
-                measures={"nll": nll} if m.variational else {}, front=front)
+                measures={"nll": nll} if m.variational else {}, exports=exports(), front=front)
 
 
 def _check(config: Config, spec, front: fronts.Front) -> tuple[str, ...]:
