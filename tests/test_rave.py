@@ -11,6 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import rave as experiment
 from tests import toys
+from vae_jax import mesh as meshes
 from vae_jax import records, tasks
 from vae_jax import train as trains
 from vae_jax import update as updates
@@ -148,6 +149,23 @@ def test_silence_gives_finite_gradients(changes):
         assert np.isfinite(value) and all(np.isfinite(x).all() for x in jax.tree.leaves(slope)), name
     found = jax.jit(task.metrics, compiler_options=QUICK)(params, variables, silent, jax.random.key(0))
     assert all(np.isfinite(x).all() for x in found.values())
+
+
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
+def test_four_devices_take_the_step_of_one():
+    """Batch statistics, spectral ratios and draws are of the whole batch, wherever its rows lie."""
+    c, made = config(), []
+    task = tasks.get(c, spec())
+    for mesh in (meshes.make(1), meshes.make(4)):
+        batch = meshes.to_global(mesh, sounds())
+        state = jax.jit(lambda b: updates.init_state(task, c, b), out_shardings=meshes.replicated(mesh), compiler_options=QUICK)(batch)
+        update = jax.jit(lambda s, b: updates.update(task, c, s, b, ("represent",)), out_shardings=meshes.replicated(mesh), compiler_options=QUICK)
+        made.append(jax.device_get(update(state, batch)))
+    (one, first), (four, second) = made
+    # Logarithms of magnitudes near 0 make the most of rounding
+    assert first["loss"] == pytest.approx(second["loss"], rel=1e-4) and first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-2)
+    for a, b in zip(jax.tree.leaves(one.variables), jax.tree.leaves(four.variables)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_the_causal_bank_is_not_asked_for_what_it_has_not_heard():
