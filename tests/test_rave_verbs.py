@@ -63,8 +63,8 @@ def make(folder, channels, **settings):
     shapes, rng = jax.eval_shape(task.init, jax.random.key(0), {"audio": jnp.zeros((1, CROP, channels))}), np.random.default_rng(0)
 
     def drawn(tree):
-        size = lambda a: rng.uniform(0.5, 1.5, a.shape) if len(a.shape) < 2 else 1.3 * rng.standard_normal(a.shape) / math.sqrt(math.prod(a.shape[:-1]))
-        return jax.tree.map(lambda a: jnp.asarray(size(a), jnp.float32), tree)
+        kernel = lambda shape: 1.3 * rng.standard_normal(shape) / math.sqrt(math.prod(shape[:-1]))
+        return jax.tree.map(lambda a: jnp.asarray(rng.uniform(0.5, 1.5, a.shape) if len(a.shape) < 2 else kernel(a.shape), jnp.float32), tree)
 
     workdir = session.folder(str(folder / "run"))
     workdir.mkdir()
@@ -208,7 +208,8 @@ def test_a_cut_code_that_keeps_all_is_the_code(mono, analysed):
     for level in made["levels"]:
         assert {kind: fidelity.dims_for(found, level["fidelity"], kind) for kind in fidelity.KINDS}.items() <= level.items()
     rises = [b["mean"]["distance"] > a["mean"]["distance"] * (1 + analysis.ALIKE) for a, b in zip(made["cut"], made["cut"][1:])]
-    assert made["falls"]["mean"]["distance"] == (not any(rises)) and ("distance rises somewhere" in re.search("at their mean.*", analysed)[0]) == any(rises)
+    assert made["falls"]["mean"]["distance"] == (not any(rises))
+    assert ("distance rises somewhere" in re.search("at their mean.*", analysed)[0]) == any(rises)
     assert np.asarray(Image.open(mono.workdir / "analysis.png")).std() > 5
 
 
@@ -317,8 +318,6 @@ def test_figures_beside_silence_and_the_mean_spectrum(mono, measured):
     assert found["eval/test/mean_spectrum_distance"] == pytest.approx(expected, rel=1e-3)
     better = min(expected, found["eval/test/silence_distance"])
     assert found["eval/test/distance_ratio"] == pytest.approx(found["eval/test/loss"] / better, rel=1e-3)
-    with pytest.raises(UserError, match="--judge looks at one picture"):
-        assess.assess(mono, judge="runs/judge")
     assert set(assess_waves.ratios(found)) == {"eval/test/distance_ratio"}
 
 

@@ -57,8 +57,8 @@ def deviations(analysis: fidelity.Analysis) -> np.ndarray:
 
 
 def walk(analysis: fidelity.Analysis, r: int, frames: int, temperature: float, seed) -> np.ndarray:
-    """Latents [frames, d] drawn as training sounds go on: each of the first r directions by itself with the deviation and the correlation from frame to
-    frame that the training means have (a Gaussian AR(1)), the others noise of the prior; temperature scales them all around the mean."""
+    """Latents [frames, d] drawn as training sounds go on: each of the first r directions by itself with the deviation and the correlation from frame
+    to frame that the training means have (a Gaussian AR(1)), the others noise of the prior; temperature scales them all around the mean."""
     noise = np.random.default_rng(seed).standard_normal((frames, analysis.mean.size))
     rho, coordinates = np.broadcast_to(analysis.correlation, analysis.mean.shape)[:r], noise[:, :r].copy()
     for t in range(1, frames):
@@ -177,7 +177,7 @@ def control(run, source, analysis: fidelity.Analysis, interrupted=lambda: False)
             heard[at] = [_described(wave, front.rate) for wave in waves]
             if interrupted():
                 return None
-        values = np.array([[list(clip.values()) for clip in heard[(i, offset) if offset else ()]] for offset in OFFSETS])  # [offset, clip, descriptor]
+        values = np.array([[list(clip.values()) for clip in heard[(i, offset) if offset else ()]] for offset in OFFSETS])  # [offset, clip, measure]
         measured = {name: values[:, np.isfinite(values[:, :, k]).all(0), k] for k, name in enumerate(heard[()][0])}
         found.append({"direction": i + 1, "deviation": float(size[i])} | {name: _related(kept) for name, kept in measured.items()})
     return found
@@ -209,8 +209,8 @@ def lines(made: dict) -> list[str]:
                  for kind in fidelity.KINDS]
         shown.append(f"{level['fidelity']:<10g}" + "".join(cells).rstrip())
     full, last = made["full"], made["cut"][-1]["mean"]
-    shown.append(f"the codes as they are: distance {full['distance']:.4f}, error {full['error_db']:.2f} dB; cut at fidelity 1: {last['distance']:.4f}, "
-                 f"{last['error_db']:.2f} dB")
+    shown.append(f"the codes as they are: distance {full['distance']:.4f}, error {full['error_db']:.2f} dB; cut at fidelity 1: "
+                 f"{last['distance']:.4f}, {last['error_db']:.2f} dB")
     for fill, what in (("mean", "the others at their mean"), ("noise", "the others noise")):
         shown.append(f"{what}: with more directions " + ", ".join(f"{name} {'never rises' if falls else 'rises somewhere'}"
                                                                  for name, falls in made["falls"][fill].items()))

@@ -26,8 +26,8 @@ class Through(NamedTuple):
     """encode(wave [t, c]) -> posterior means float32 [frames(t), d]: enough for the whole sound to come out again.
     decode(latents [n, d], samples or None for all there are, key or None) -> wave [samples, c], in time with what was encoded.
 
-    errors(wave, made [t, c], in time with it) -> {as `spectral.of_clips` names them: [k]}, of stretches as long as the model's crops, without a last one
-    that is shorter.
+    errors(wave, made [t, c], in time with it) -> {as `spectral.of_clips` names them: [k]}, of stretches as long as the model's crops, without a last
+    one that is shorter.
 
     All three give None if interrupted. frames(samples) -> how many are needed. hop: samples a frame; latent: numbers a frame.
     """

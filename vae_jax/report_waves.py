@@ -45,7 +45,8 @@ def build(run, sources: dict, history: list[dict], info: dict) -> report.Report:
         role=role, rate=front.rate, high_hz=run.config.model.high_hz, figures=figures_of, heard=_heard(run, sources[role], through, samples), kl=kl,
         variance=variance, analysis=found, stored=stored,
         samples=[through.decode(z, samples, jax.random.key(i)) for i, z in enumerate(drawn)],
-        drawn="every frame by itself from the prior" if found is None else f"the first {r} directions go on from frame to frame as in training, the others are noise",
+        drawn=("every frame by itself from the prior" if found is None
+               else f"the first {r} directions go on from frame to frame as in training, the others are noise"),
         history=history, files={})
     roles = [role] + ["train"] * (role != "train")
     rows = [(title.format(high=waves.high_hz), *(_value(figures_of, side, name) for side in roles), note.format(latent=len(variance)))
@@ -54,9 +55,10 @@ def build(run, sources: dict, history: list[dict], info: dict) -> report.Report:
     facts = [(str(k), str(v)) for k, v in info.items() if k not in ("name", "command")]
     facts.append(("measured on", ", ".join(f"{min(MEASURED, len(source)):,} of {len(source):,} crops ({side})" for side, source in sources.items())))
     if stored is None:
-        facts.append(("analysis", f"none of this checkpoint: python -m vae_jax analyse --workdir={run.workdir.name} adds directions and control"))
+        facts.append(("analysis", f"none of this checkpoint; {str(info['command']).replace(' report ', ' analyse ')} adds directions and control"))
     c = front.shape[1]
-    subtitle = (f"Sound of {c} channel{'s' * (c > 1)} at {front.rate:,} Hz through {len(variance)} numbers a frame, {front.rate / through.hop:.4g} frames a second.")
+    subtitle = (f"Sound of {c} channel{'s' * (c > 1)} at {front.rate:,} Hz through {len(variance)} numbers a frame, "
+                f"{front.rate / through.hop:.4g} frames a second.")
     drawn = [section for section in (draw(waves) for draw in wave_sections.SECTIONS) if section]
     return report.Report(str(info["name"]), subtitle, facts, str(info["command"]), html.Table(head, tuple(rows)), drawn, waves.files)
 

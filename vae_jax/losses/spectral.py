@@ -86,7 +86,7 @@ def error_db(target_bt, made_bt, rate: int, low_hz: float = 0.0, window: int = 2
 
 
 def of_clips(target_btc, made_btc, rate: int, delay: int, definition: str, windows, high_hz: float) -> dict:
-    """{'distance', 'error_db', 'high_error_db' (above high_hz)}: each [b], the mean over channels; made is `delay` samples late, which are left out."""
+    """{'distance', 'error_db', 'high_error_db' (above high_hz)}: each [b], the mean over channels; made is `delay` samples late, they are left out."""
     b, t, _ = target_btc.shape
     target, made = (x.swapaxes(1, 2).reshape(-1, t - delay) for x in (target_btc[:, :t - delay], made_btc[:, delay:]))
     longest = max(windows)

@@ -61,8 +61,8 @@ def listening(run):
                ("gain", factor, f"{20 * np.log10(factor):+.1f} dB on every file here, so that they can be compared"))
     text = (f"The beginnings of recordings of the {run.role} split, evenly spaced, none chosen by hand, and what the model makes of them through the "
             "posterior means. Below each pair its spectral distance and its error in dB.")
-    caption = ("Original left, model right. Time runs to the right, frequency upwards, and one colour is the same level everywhere: from black, 80 dB "
-               "below the loudest, to the palest.")
+    caption = ("Original left, model right. Time runs to the right, frequency upwards, and one colour is the same level everywhere: from black, "
+               "80 dB below the loudest, to the palest.")
     return html.Section("sounds", "Sounds", text, ((html.Picture("sounds.png", "Spectrograms of recordings and of what the model makes"), caption),),
                         numbers, tuple(files))
 
@@ -76,8 +76,8 @@ def latents(run):
     if run.kl is not None:
         numbers += [("KL a frame", float(run.kl.sum()), "nats, held out"), ("largest", float(run.kl.max()), "nats of one latent"),
                     ("median", float(np.median(run.kl)), "nats of one latent")]
-    return html.Section("latents", "Latents", "How much each number of a frame says of the sound, over held-out sounds.", ((picture, "Strongest first."),),
-                        tuple(numbers))
+    text = "How much each number of a frame says of the sound, over held-out sounds."
+    return html.Section("latents", "Latents", text, ((picture, "Strongest first."),), tuple(numbers))
 
 
 def directions(run):
@@ -95,11 +95,11 @@ def directions(run):
     full = made["full"]
     rows.append(("as they are", made["latent"], full["distance"], None, full["error_db"], None, None, None, "nothing cut"))
     falls = {fill: [name for name, never in made["falls"][fill].items() if not never] for fill in ("mean", "noise")}
-    said = {fill: "no error rises with more directions" if not rising else f"rising somewhere with more directions: {', '.join(rising)}"
-            for fill, rising in falls.items()}
-    text = (f"Principal directions of the posterior means of {made['frames']:,} training frames, rank {made['rank']} of {made['latent']}. Fidelity is the "
-            "share of singular values (the paper's definition) or of variance (the public code's). The directions that are left out are set to their mean, "
-            f"or to noise of the prior; errors are over {made['clips']} held-out crops. At the mean {said['mean']}; as noise {said['noise']}.")
+    said = {fill: f"{' and '.join(rising) or 'no error'} rises somewhere as more directions are kept" for fill, rising in falls.items()}
+    text = (f"Principal directions of the posterior means of {made['frames']:,} training frames, rank {made['rank']} of {made['latent']}. Fidelity is "
+            "the share of singular values (the paper's definition) or of variance (the public code's). The directions that are left out are set to "
+            f"their mean, or to noise of the prior; errors are over {made['clips']} held-out crops. With the mean, {said['mean']}; with noise, "
+            f"{said['noise']}.")
     return html.Section("directions", "Directions", text, ((picture, "Dotted: 0.8, 0.9, 0.95, 0.99."),), table=html.Table(head, tuple(rows)))
 
 
@@ -112,10 +112,10 @@ def control(run):
     for row in run.stored["control"]:
         cells = [row[name][kind] for name in analysis.DESCRIBED for kind in ("correlation", "change")]
         rows.append((str(row["direction"]), *cells, f"standard deviation {row['deviation']:.3g}"))
-    strongest = max(((abs(row[name]["correlation"] or 0.0), name, row["direction"]) for row in run.stored["control"] for name in analysis.DESCRIBED))
-    text = ("Held-out latents are moved along each direction by -2 to 2 standard deviations, and decoded. First Spearman's correlation of the move and "
-            "the measured pitch, loudness or spectral centroid of a sound, the mean over sounds; then the change from the first move to the last.")
-    number = ("strongest", strongest[0], f"|correlation|, of {strongest[1]} with direction {strongest[2]}")
+    strongest = max((abs(row[name]["correlation"] or 0.0), -row["direction"], name) for row in run.stored["control"] for name in analysis.DESCRIBED)
+    text = ("Held-out latents are moved along each direction by -2 to 2 standard deviations, and decoded. First Spearman's correlation of the move "
+            "and the measured pitch, loudness or spectral centroid of a sound, the mean over sounds; then the change from the first move to the last.")
+    number = ("strongest", strongest[0], f"|correlation|, of {strongest[2]} with direction {-strongest[1]}")
     return html.Section("control", "Control", text, numbers=(number,), table=html.Table(head, tuple(rows)))
 
 
@@ -130,8 +130,9 @@ def samples(run):
     for i, wave in enumerate(run.samples):
         run.files[f"sample-{i + 1}.wav"] = sounds.wav(wave, run.rate, factor)
     files = html.Sounds("", tuple((f"sample-{i + 1}.wav", f"sample {i + 1}") for i in range(len(run.samples))))
-    return html.Section("samples", "New sounds", f"Latents drawn, then decoded, none chosen by hand: {run.drawn}. The players share a gain of {factor:.3g}.",
-                        ((html.Picture("samples.png", "Spectrograms of new sounds"), "In the order of the players."),), sounds=(files,))
+    text = f"Latents drawn, then decoded, none chosen by hand: {run.drawn}. The players share a gain of {factor:.3g}."
+    picture = html.Picture("samples.png", "Spectrograms of new sounds")
+    return html.Section("samples", "New sounds", text, ((picture, "In the order of the players."),), sounds=(files,))
 
 
 def curves(run):

@@ -40,7 +40,8 @@ def main(started: float) -> int:
         if "analysis" in stored:
             directions = analysis.load(run)
             if stored["analysis"] != analysis.mark(directions):
-                raise UserError(f"--latents={LATENTS.value} holds coordinates of another analysis than {run.workdir / 'analysis.npz'}: encode the sound again.")
+                raise UserError(f"--latents={LATENTS.value} holds coordinates of another analysis than {run.workdir / 'analysis.npz'}: encode the "
+                                "sound again.")
             noise = jax.random.normal(jax.random.key(0), (len(latents), through.latent))
             latents = np.asarray(fidelity.expand(directions, latents, noise))
         whole = stored["samples"] if through.frames(stored["samples"]) == len(latents) else None  # frames were added or taken away
@@ -86,5 +87,5 @@ def _check(run, through, latents, stored) -> None:
     rate, wide = run.task.front.rate, latents.shape[1]
     fits = wide <= through.latent if "analysis" in stored else wide == through.latent
     if not fits or stored["hop"] != through.hop or stored["rate"] != rate:
-        raise UserError(f"--latents={LATENTS.value} is of another model: its frames have {wide} numbers and {stored['hop']} samples at {stored['rate']} Hz, "
-                        f"those of {run.workdir} {through.latent} and {through.hop} at {rate} Hz.")
+        raise UserError(f"--latents={LATENTS.value} is of another model: its frames have {wide} numbers and {stored['hop']} samples at "
+                        f"{stored['rate']} Hz, those of {run.workdir} {through.latent} and {through.hop} at {rate} Hz.")

@@ -49,6 +49,7 @@ def main(started: float) -> int:
     path = folder / f"{pathlib.Path(WAV.value).stem}.npz"
     recordings.refuse(WAV.value, path)
     session.write_npz(path, {"latents": latents, **{name: np.asarray(value) for name, value in stored.items()}})
-    print(f"{len(wave) / run.task.front.rate:.2f} s as {len(latents)} frames of {latents.shape[1]} numbers, {run.task.front.rate / through.hop:.4g} frames a second")
+    rate = run.task.front.rate
+    print(f"{len(wave) / rate:.2f} s as {len(latents)} frames of {latents.shape[1]} numbers, {rate / through.hop:.4g} frames a second")
     print(path)
     return 0

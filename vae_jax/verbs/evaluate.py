@@ -5,7 +5,7 @@
 
 Prints a table and writes WORKDIR/evaluation.json (with --split, evaluation-SPLIT.json). Dear figures that an earlier call measured at the same
 checkpoint, such as the likelihood, stay in the file. Of models of the wave (RAVE) the spectral distance stands beside those of silence and of the
-mean training spectrum, and `distance_ratio` is ours over the better one's; they have no linear baseline and no judge.
+mean training spectrum, and `distance_ratio` is ours over the better one's; a judge hears what is rebuilt of held-out sounds.
 """
 
 import json

@@ -80,8 +80,8 @@ def _file(run, wav) -> int:
         paths[kind].write_bytes(sounds.wav(values, front.rate, factor))
     shown = np.concatenate([sounds.show(x) for x in sounds.spectrograms([wave[None], made[None]], front.rate)])
     (folder / f"{name}.png").write_bytes(images.png(images.grid(shown, 1, 6)))
-    print(f"{len(wave) / front.rate:.2f} s, {_said(run, rows)} over {len(rows['distance'])} stretches of {front.shape[0] / front.rate:.2f} s; {held}; gain "
-          f"of the files {factor:.3g}")
+    print(f"{len(wave) / front.rate:.2f} s, {_said(run, rows)} over {len(rows['distance'])} stretches of {front.shape[0] / front.rate:.2f} s; {held}; "
+          f"gain of the files {factor:.3g}")
     print(paths["model"])
     return 0
 
@@ -100,8 +100,8 @@ def _rebuilt(run, source, count, interrupted):
 
 
 def _said(run, rows) -> str:
-    distance, error, high = (rows[k].mean() for k in ("distance", "error_db", "high_error_db"))
-    return f"spectral distance {distance:.3f} (worst {rows['distance'].max():.3f}), error {error:.2f} dB, above {run.config.model.high_hz:g} Hz {high:.2f}"
+    (distance, error, high), worst = (rows[k].mean() for k in ("distance", "error_db", "high_error_db")), rows["distance"].max()
+    return f"spectral distance {distance:.3f} (worst {worst:.3f}), error {error:.2f} dB, above {run.config.model.high_hz:g} Hz {high:.2f}"
 
 
 def _held_out(run, interrupted) -> str | None:
@@ -122,5 +122,5 @@ def _check(run, origin, source) -> None:
     channels, rate, other = run.task.front.shape[1], run.task.front.rate, records.open_folder(origin).facts.get("rate")
     found = source.shapes["audio"][1]
     if found != channels or other != rate:
-        raise UserError(f"the model takes sounds of {channels} channel{'s' * (channels > 1)} at {rate} Hz, but {origin} has {found} at {other}: prepare it "
-                        f"with --rate={rate} --channels={channels}.")
+        raise UserError(f"the model takes sounds of {channels} channel{'s' * (channels > 1)} at {rate} Hz, but {origin} has {found} at {other}: prepare "
+                        f"it with --rate={rate} --channels={channels}.")

@@ -30,8 +30,8 @@ SPREAD = flags.DEFINE_float("spread", None, "With --label, for an unconditional 
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Scales the code's distance from the prior's mean, or from the class's mean code.",
                                  lower_bound=0.0)
 SEED = flags.DEFINE_integer("seed", 0, "Same seed, same samples.", lower_bound=0)
-SECONDS = flags.DEFINE_float("seconds", None, "Models of the wave: length of each sound; as long as the crops of training if not given.", lower_bound=0.1,
-                              upper_bound=600.0)
+SECONDS = flags.DEFINE_float("seconds", None, "Models of the wave: length of each sound; as long as the crops of training if not given.",
+                             lower_bound=0.1, upper_bound=600.0)
 FIDELITY = flags.DEFINE_float("fidelity", None, "Models of the wave: of the directions that go on as in training; 0.95 if not given, 0 for none.",
                               lower_bound=0.0, upper_bound=1.0)
 BATCH = 256  # pictures decoded at once
