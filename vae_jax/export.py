@@ -7,7 +7,6 @@ for the sizes it is called with, on a CPU, a CUDA GPU or a TPU. An export is com
 import hashlib
 import json
 import pathlib
-import shutil
 import subprocess
 import sys
 
@@ -70,6 +69,30 @@ flat = {jax.tree_util.keystr(path, simple=True, separator="/"): value for path, 
 assert not {"vae_jax", "flax"} & set(sys.modules)
 np.savez(sys.argv[3], **flat)
 '''
+README = '''# {name}
+
+Step {step} ({stage}) of a run of the task {task}, written by `python -m vae_jax export`. It needs `pip install jax flatbuffers`, nothing of vae_jax;
+jax reads it for at least six months after its own version in `manifest.json`, which also has sizes, checksums and a field for your licence.
+
+```
+from loader import load
+weights, functions = load()
+{calls}
+```
+
+Arrays are NumPy's or jax's; letters in their shapes are sizes of your choice.{cut}
+{live}'''
+CUT = " Latents are coordinates on the first {directions} directions of the analysis (fidelity {fidelity:g}); the others stay at their mean."
+LIVE = '''
+Live, block by block, {latency_samples:,} samples ({latency_ms:.1f} ms) late; of the sound that `start` is given only the batch counts:
+
+```
+state = functions["start"](weights, {{"audio": blocks[0], "key": np.zeros(2, np.uint32)}})["state"]
+for block in blocks:
+    made = functions["step"](weights, {{"state": state, "audio": block}})
+    state, heard = made["state"], made["audio"]
+```
+'''
 
 
 def write(run: session.Session, folder: str, analysis: fidelity.Analysis | None = None, f: float | None = None) -> tuple[dict, dict]:
@@ -79,10 +102,13 @@ def write(run: session.Session, folder: str, analysis: fidelity.Analysis | None 
     them. Raises UserError for a task without exports, a folder that holds something, and an export that differs from the model.
     """
     target = pathlib.Path(folder)
+    partial = target.parent / f"{target.name}.partial"
     if not run.task.exports:
         raise UserError(f"the task {run.config.task!r} has nothing to export.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--out={folder} is there already and not empty: give a new folder.")
+    if partial.exists():
+        raise UserError(f"{partial} is left of an export that was not finished: remove it, or give another --out.")
     r = None if f is None else fidelity.dims_for(analysis, f)
     functions = run.task.exports if r is None else _cut(run.task.exports, analysis, r)
     weights = flax.traverse_util.flatten_dict(jax.device_get({"params": run.params, "variables": run.variables}), sep="/")
@@ -91,8 +117,6 @@ def write(run: session.Session, folder: str, analysis: fidelity.Analysis | None 
     weights = _needed(functions, players, weights, given)
     made = {name: export.export(jax.jit(_flat(function, players)), platforms=PLATFORMS)(jax.eval_shape(lambda: weights), given[name])
             for name, (function, _) in functions.items()}
-    partial = target.parent / f"{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for name, exported in made.items():
         (partial / f"{name}.jaxexport").write_bytes(exported.serialize())
@@ -187,23 +211,15 @@ def _about(run) -> dict:
 
 def _readme(about, described) -> str:
     def shown(part):
-        arrays = [f'"{k}": ' + (f"{v['dtype']}[{', '.join(map(str, v['shape']))}]" if isinstance(v.get("shape"), list) else "state") for k, v in part.items()]
-        return "{" + ", ".join(arrays) + "}"
+        arrays = {name: f"{a['dtype']}[{', '.join(map(str, a['shape']))}]" if "shape" in a else "state" for name, a in part.items()}
+        return "{" + ", ".join(f'"{name}": {array}' for name, array in arrays.items()) + "}"
 
-    state = {"state": {}}
-    calls = [f'functions["{name}"](weights, {shown((state if name == "step" else {}) | made["inputs"])}) -> '
-             f'{shown((state if name == "step" else {}) | made["outputs"])}' for name, made in described.items()]
-    live = ["", "Live, block by block; a new state is a reset:", "", "```python",
-            'state = functions["start"](weights, {"audio": blocks[0], "key": np.zeros(2, np.uint32)})["state"]  # of "audio" only the batch counts',
-            "for block in blocks:", '    out = functions["step"](weights, {"state": state, "audio": block})',
-            '    state, heard = out["state"], out["audio"]', "```", "",
-            f"What is heard is {about['latency_samples']:,} samples ({about['latency_ms']:.1f} ms) late."] if "step" in described else []
-    cut = [] if about["directions"] is None else ["", f"Latents are coordinates on the first {about['directions']} directions of the analysis "
-                                                  f"(fidelity {about['fidelity']:g}); the others stay at their mean."]
-    return "\n".join([f"# {about['name']}", "", f"Step {about['step']} ({about['stage']}) of a run of the task {about['task']}, written by `python -m vae_jax export`.",
-                      "Needs `pip install jax flatbuffers`, and nothing of vae_jax. Newer versions of jax read it for at least six months; `manifest.json` "
-                      "has sizes and checksums, and a field for your licence.", "", "```python", "import numpy as np", "from loader import load", "",
-                      "weights, functions = load()", *calls, "```", "", "Letters are sizes that are yours to choose.", *cut, *live, ""])
+    calls = []
+    for name, made in described.items():
+        state = {"state": {}} if name == "step" else {}  # which is told as it comes out of start
+        calls.append(f'functions["{name}"](weights, {shown(state | made["inputs"])}) -> {shown(state | made["outputs"])}')
+    cut = "" if about["directions"] is None else CUT.format(**about)
+    return README.format(calls="\n".join(calls), cut=cut, live=LIVE.format(**about) if "step" in described else "", **about)
 
 
 def _compare(run, functions, players, weights, folder) -> dict[str, tuple[float, float]]:

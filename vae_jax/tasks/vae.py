@@ -216,11 +216,16 @@ def make(config: Config, spec) -> Task:
     def exports():
         seen, label = spec.fields[front.kind], {"label": ("b", "int32")} if m.condition else {}
         draws = {"key": ("2", "uint32"), "temperature": ("b", "float32")}
+
+        def decoded(params, variables, x):
+            return decode(params, variables, x["z"], condition_of(x))
+
+        def drawn(params, variables, x):
+            return sample(params, variables, jax.random.wrap_key_data(x["key"], impl="threefry2x32"), x)
+
         return {"encode": (lambda params, variables, x: {"z": encode(params, variables, x)["mean"]},
                            {front.kind: (", ".join(map(str, ("b", *seen.shape))), seen.dtype)} | label),
-                "decode": (lambda params, variables, x: decode(params, variables, x["z"], condition_of(x)), {"z": (f"b, {m.latent}", "float32")} | label),
-                "sample": (lambda params, variables, x: sample(params, variables, jax.random.wrap_key_data(x["key"], impl="threefry2x32"), x),
-                           draws | label)}
+                "decode": (decoded, {"z": (f"b, {m.latent}", "float32")} | label), "sample": (drawn, draws | label)}
 
     learning = tuple(player for player in PLAYERS if player not in m.frozen.split(","))
     return Task(init=init, moves={"train": Move(learning, loss)}, schedule=lambda step: ("train",), metrics=metrics,
