@@ -5,10 +5,13 @@ import math
 
 import jax
 import jax.numpy as jnp
+import launch
 import numpy as np
 import pytest
+import soundfile
+import test_rave_verbs
 
-from vae_jax import records, streaming
+from vae_jax import recordings, records, streaming
 from vae_jax.config import Config, Data
 from vae_jax.latents import fidelity
 from vae_jax.tasks import rave
@@ -165,3 +168,25 @@ def test_latency_is_known_before_anything_runs(version, causal, amplitudes, dela
     spec = records.Spec("waves", {"audio": records.Field((65_536, 1), "int16")}, {}, facts={"rate": 48_000})
     live = rave.live(Config(task="rave", model=m, data=Data(crop=65_536)), spec)
     assert (live.model.delay, live.latency, live.hop) == (delay, 377 - 16 if causal else delay, 2048)
+
+
+def test_a_file_as_one_would_play_it(tmp_path):
+    """The verb: another rate, two channels for a mono model; what is written is in time with what was read."""
+    run = test_rave_verbs.make(tmp_path, 1)
+    path, t = tmp_path / "take.wav", np.arange(int(1.1 * 11025)) / 11025
+    soundfile.write(path, np.stack([0.3 * np.sin(2 * np.pi * 300 * t), 0.1 * np.sin(2 * np.pi * 500 * t)], 1), 11025)
+    found = launch.run("stream", f"--workdir={run.workdir}", f"--wav={path}", "--block=50")
+    assert found.returncode == 2 and "--block=50 is no multiple of the model's hop of 16 samples: give 48." in found.stderr
+    found = launch.run("stream", f"--workdir={run.workdir}", f"--wav={path}", "--block=48")
+    assert found.returncode == 0, found.stderr
+    wave, through = recordings.read(run, str(path), "wav"), recordings.through(run)
+    made, rate = soundfile.read(run.workdir / "streams" / "take-48.wav", always_2d=True)
+    wanted = through.decode(through.encode(wave), len(wave))
+    assert rate == 8000 and made.shape == wanted.shape == (8800, 1)
+    late = rave.live(run.config, run.spec).latency
+    made, wanted = made[:-late], wanted[:-late]  # behind the end the stream hears silence, and layers of the whole sound see zeros
+    factor = np.sum(made * wanted) / np.sum(wanted**2)
+    assert factor == pytest.approx(float(found.stdout.split("gain ")[1]), rel=5e-3) and np.abs(made - factor * wanted).max() < 1 / 32768
+    said = f"latency {late + 48:,} samples, {(late + 48) / 8:.1f} ms: {late:,} ({late / 8:.1f} ms) of the model + 48 (6.0 ms) of the block"
+    assert said in found.stdout
+    assert "the model is mono and the file stereo" in found.stdout and "times real time; the worst took" in found.stdout
