@@ -259,14 +259,16 @@ def _exports(config: Config, spec, encode, decode) -> dict:
     m, channels = config.model, spec.fields["audio"].shape[-1]
     audio, key = (f"b, {m.bands * math.prod(m.ratios)}*n, {channels}", "float32"), ("2", "uint32")
 
+    def start(params, variables, x):
+        return {"state": live(config, spec).model.start(x["audio"].shape[0], x["key"])}
+
     def step(params, variables, x):
         state, y = live(config, spec).model.step(params, variables, x["state"], x["audio"])
         return {"state": state, "audio": y}
 
     return {"encode": (lambda params, variables, x: {"z": encode(params, variables, x)["mean"]}, {"audio": audio}),
             "decode": (lambda params, variables, x: decode(params, variables, x["z"]), {"z": (f"b, n, {m.latent}", "float32")}),
-            "start": (lambda params, variables, x: {"state": live(config, spec).model.start(x["audio"].shape[0], x["key"])}, {"audio": audio, "key": key}),
-            "step": (step, {"state": "start", "audio": audio})}
+            "start": (start, {"audio": audio, "key": key}), "step": (step, {"state": "start", "audio": audio})}
 
 
 def _check(config: Config, spec) -> None:
