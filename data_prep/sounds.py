@@ -149,7 +149,7 @@ def mix(sound: soundfile.SoundFile, expected: int, channels: int, longest: int =
     channels: 1 is the mean of the file's; 2 are its two, or its one twice; longest: seconds from which on a file is refused.
     """
     if sound.channels > channels > 1:
-        raise Skip(f"has {sound.channels} channels: bring it to two, or ask for one")
+        raise Skip(f"has {sound.channels} channels: mix it down to one or two")
     count = 0
     while True:
         try:
@@ -169,6 +169,10 @@ def mix(sound: soundfile.SoundFile, expected: int, channels: int, longest: int =
         yield block if sound.channels == channels else block.mean(1, keepdims=True) if channels == 1 else np.repeat(block, channels, 1)
     if count < expected:
         raise Skip(f"cut short or damaged: it says it holds {expected:,} samples, and {count:,} could be decoded")
+    if not count:
+        raise Skip("holds no samples")
+    if count < MIN_SECONDS * sound.samplerate:
+        raise Skip(f"shorter than {MIN_SECONDS:g} s")
 
 
 def resample(blocks: Iterable[np.ndarray], rate: int, target: int, channels: int) -> Iterator[np.ndarray]:
@@ -185,12 +189,8 @@ def resample(blocks: Iterable[np.ndarray], rate: int, target: int, channels: int
     yield stream.resample_chunk(np.zeros((0, channels), np.float32), last=True)
 
 
-def check(samples: int, rate: int, peak: float) -> None:
-    """Raises Skip for a whole sound that is empty, too short or silent; peak: of full scale 1."""
-    if not samples:
-        raise Skip("holds no samples")
-    if samples < MIN_SECONDS * rate:
-        raise Skip(f"shorter than {MIN_SECONDS:g} s")
+def check(peak: float) -> None:
+    """Raises Skip for a whole sound that is silent; peak: of full scale 1."""
     if peak < SILENT:
         raise Skip(f"silent: below {20 * np.log10(SILENT):.0f} dB of full scale")
 
@@ -217,7 +217,7 @@ def read_sound(path: str, flag: str, rate: int | None, channels: int, longest: i
             rate = rate or sound.samplerate
             blocks = list(resample(mix(sound, expected, channels, longest), sound.samplerate, rate, channels))
         wave = np.concatenate([np.zeros((0, channels), np.float32), *blocks])
-        check(len(wave), rate, float(np.abs(wave).max(initial=0.0)))
+        check(float(np.abs(wave).max()))
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror or error}.") from None
     except Skip as reason:
@@ -317,7 +317,7 @@ def decode(file, told: dict, options: dict) -> Iterator[tuple[dict, list[bytes]]
         if time.monotonic() > sign + 1:
             sign = time.monotonic()
             yield {}, []
-    check(tally["samples"], rate, tally["peak"] / 32768)
+    check(tally["peak"] / 32768)
     yield tally, []
     part, size = [], 0
     for batch in [held] if held is not None else run({**tally}):

@@ -266,6 +266,7 @@ def bad_files():
             "NaN": (values(np.nan), "not finite"), "infinity": (values(-np.inf), "not finite"), "1e30": (values(1e30), "4 times full scale"),
             "silence": (write(np.zeros(8000), 8000), "silent: below -80 dB"), "a whisper": (write(3e-5 * x, 16000, subtype="FLOAT"), "silent"),
             "no samples": (write(np.zeros(0), 8000), "no samples"), "one sample": (write(np.ones(1), 8000), "shorter than 0.01 s"),
+            "one of 48 kHz": (write(np.ones(1), 48000), "shorter than 0.01 s"),
             "9 ms": (write(x[:144], 16000), "shorter than 0.01 s"), "no data chunk": (wav[:at - 4], "no samples"),
             "ADPCM": (write(x, 16000, "WAV", "MS_ADPCM"), "MS_ADPCM in WAV"), "1 Hz": (write(x, 1), "1 Hz with 1 channels is beyond"),
             "100 channels": (write(np.zeros((100, 100)), 8000), "100 channels"),
