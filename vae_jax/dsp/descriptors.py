@@ -1,4 +1,4 @@
-"""Measures of a sound on the host, by frame and by clip: pitch, loudness, spectral centroid; errors of spectra; the Fréchet distance of two sets.
+"""Measures of a sound on the host, by frame and by clip: pitch, loudness, spectral centroid; the Fréchet distance of two sets.
 
 Signals are mono, full scale 1. All measures of a sound share the frames of `grid`: frame i is centred on sample i * hop, zeros lie outside.
 Levels are in dB of a full-scale sine, as in dsp.stft; A-weighted ones of such a sine at 1 kHz.
@@ -15,7 +15,6 @@ from vae_jax.dsp import stft
 WINDOW_SECONDS = 0.043  # of a spectrum; the nearest power of two samples is taken: 2048 at 44.1 and 48 kHz
 QUIET_DB = -80.0  # frames below have neither pitch nor centroid; the dither of 16 bits lies at -98
 LEAST_DB = -120.0  # nothing is measured below
-RANGE_DB = 80.0  # of a log-spectral error, below the original's loudest bin
 DIP, VOICED = 0.1, 0.2  # YIN: the first dip below DIP is taken, else the deepest; voiced where it is below VOICED
 YIN_SECONDS = 0.025  # window over which a signal is compared with itself one period later
 CENTRED_SECONDS = 0.005  # period of the pitch, 200 Hz, whose frames lie evenly around their centres
@@ -109,22 +108,6 @@ def of_clip(x_t, rate: int) -> dict[str, float]:
     heard = np.isfinite(middle)
     return {"pitch_hz": float(np.median(hz[voiced])) if voiced.any() else math.nan, "voiced": float(voiced.mean()),
             "loudness_db": float(10 * np.log10(np.mean(10 ** (level / 10)))), "centroid_hz": float(middle[heard].mean()) if heard.any() else math.nan}
-
-
-def log_spectral_error(x_bt, y_bt, rate: int, low_hz: float, high_hz: float) -> np.ndarray:
-    """Root mean square difference in dB [...] of the log-magnitude spectrograms of originals x and others y, both [..., t], in low_hz..high_hz.
-
-    Nothing counts below a floor: RANGE_DB under the loudest bin of each x, at all frequencies, and never under LEAST_DB. Over a set, take the root
-    of the mean of squares. Raises UserError for a range that holds no bin.
-    """
-    n_fft, _ = grid(rate)
-    hz = np.linspace(0, rate / 2, n_fft // 2 + 1)
-    band = (hz >= low_hz) & (hz <= high_hz)
-    if not band.any():
-        raise UserError(f"No bin of a spectrum lies in {low_hz:g}..{high_hz:g} Hz at a sample rate of {rate} Hz; widen the range.")
-    first, second = (20 * np.log10(np.maximum(_magnitude(wave, rate) / stft.full_scale(n_fft), 10 ** (LEAST_DB / 20))) for wave in (x_bt, y_bt))
-    floor = first.max((-2, -1), keepdims=True) - RANGE_DB
-    return np.sqrt(np.square(np.maximum(first, floor) - np.maximum(second, floor))[..., band].mean((-2, -1)))
 
 
 def _mono(x_t):
