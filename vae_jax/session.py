@@ -75,16 +75,20 @@ def folder(workdir: str) -> epath.Path:
 
 def write_json(path: epath.Path, value) -> None:
     """Writes a small JSON file whole or not at all."""
-    partial = path.parent / f"{path.name}.partial"
-    partial.write_text(json.dumps(value, indent=1))
-    partial.replace(path)
+    _write(path, json.dumps(value, indent=1).encode())
 
 
 def write_npz(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays compressed, on any file system."""
+    """Writes arrays compressed, whole or not at all, on any file system."""
     data = io.BytesIO()
     np.savez_compressed(data, **arrays)
-    path.write_bytes(data.getvalue())
+    _write(path, data.getvalue())
+
+
+def _write(path, data: bytes):
+    partial = path.parent / f"{path.name}.partial"
+    partial.write_bytes(data)
+    partial.replace(path)
 
 
 def same_spec(workdir: epath.Path, spec: records.Spec) -> records.Spec:
