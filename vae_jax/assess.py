@@ -59,8 +59,10 @@ def assess(run: session.Session, measures=(), measure_batch: int = 100, judge: s
 
 def measure(run, source: datas.Source, name: str, amount: int, batch: int, interrupted=lambda: False) -> dict | None:
     """One of the task's dear measures over a whole split, with standard error, amount and seconds. Raises UserError if there is none such."""
+    if not run.task.measures:
+        raise UserError(f"the task {run.config.task!r} has no measures, so {name!r} cannot be measured: leave --measure out.")
     if name not in run.task.measures:
-        raise UserError(f"{name!r} is not among this task's measures: {', '.join(run.task.measures) or 'it has none'}.")
+        raise UserError(f"{name!r} is not among this task's measures: {', '.join(run.task.measures)}.")
     begin = time.monotonic()
     sums = evaluate.make_sums(lambda p, v, b, k: run.task.measures[name](p, v, b, k, amount), run.mesh)
 

@@ -67,8 +67,8 @@ def judged(run, judge: str, sources: dict, interrupted=lambda: False) -> dict | 
         raise UserError(f"{judge} is no judge of sounds with a test split of its own: train experiments/judge.py:voices, say.")
     samples, crop = other.spec.fields["audio"].shape[0], run.task.front.shape[0]
     if role is None or other.spec.facts["rate"] != run.task.front.rate or samples > crop - run.task.front.delay:
-        raise UserError(f"{judge} judges {samples} samples at {other.spec.facts['rate']} Hz; this run must have a held-out split and crops of at least as "
-                        f"many at that rate, but has {crop} at {run.task.front.rate} Hz.")
+        raise UserError(f"{judge} judges {samples} samples at {other.spec.facts['rate']} Hz; this run must have a held-out split and crops of at least "
+                        f"as many at that rate, but has {crop} at {run.task.front.rate} Hz.")
 
     def hear(params, variables, batch):
         x, late = run.task.front.analyse(batch), run.task.front.delay

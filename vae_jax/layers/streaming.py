@@ -63,7 +63,8 @@ class Conv(nn.Module):
 class Up(nn.Module):
     """Transposed convolution of stride `ratio` and 2 ratio taps, without bias: x [b, t, c] -> [b, t ratio, features].
 
-    Parameter: kernel [2, c, ratio features], see `convolutions_1d.up`. Of the (t + 1) ratio frames of the full result, ratio // 2 are left out at the beginning; causal: none.
+    Parameter: kernel [2, c, ratio features], see `convolutions_1d.up`. Of the (t + 1) ratio frames of the full result, ratio // 2 are left out at the
+    beginning; causal: none.
     """
 
     features: int
