@@ -23,7 +23,7 @@ from vae_jax.config import Config, Data, Eval, Run, UserError
 from vae_jax.latents import fidelity
 from vae_jax.losses import spectral
 from vae_jax.tasks import rave
-from vae_jax.verbs import analyse, decode, reconstruct_waves, sample_waves, trained
+from vae_jax.verbs import analyse, decode, reconstruct_waves, sample, sample_waves, trained
 
 RATE, HOP, CROP = 8000, 16, 2048
 LENGTHS = {"train": (9000, 2048, 700, 5000), "test": (4096, 3000)}
@@ -220,8 +220,8 @@ def test_latents_as_files(mono, analysed, tmp_path, capsys, monkeypatch):
     reconstruct_waves.main(mono, "", "", 64, str(path))
     wanted = soundfile.read(mono.workdir / "reconstructions" / "wav-few-model.wav")[0]
     found = launch.run("encode", f"--workdir={mono.workdir}", f"--wav={path}", "--dims=6")
-    assert found.returncode == 0 and found.stdout.endswith(f"{folder / 'few.npz'}\n"), found.stderr
-    stored = dict(np.load(folder / "few.npz"))
+    assert found.returncode == 0 and found.stdout.endswith(f"{folder / 'few-dims6.npz'}\n"), found.stderr
+    stored = dict(np.load(folder / "few-dims6.npz"))
     latents, directions = recordings.through(mono).encode(sound(4000)), fidelity.load(mono.workdir / "analysis.npz")
     assert stored["latents"].dtype == np.float32 and [int(stored[k]) for k in ("hop", "rate", "samples", "step")] == [HOP, RATE, 4000, 7]
     np.testing.assert_allclose(stored["latents"], (latents - directions.mean) @ directions.components.T, atol=1e-4 * np.abs(latents).max())
@@ -235,7 +235,12 @@ def test_latents_as_files(mono, analysed, tmp_path, capsys, monkeypatch):
         assert capsys.readouterr().out.endswith(f"{made}\n")
         return soundfile.read(made)[0]
 
-    again = decoded(pathlib.Path(folder / "few.npz"))
+    assert launch.run("encode", f"--workdir={mono.workdir}", f"--wav={path}", "--dims=6").returncode == 0  # the same once more
+    np.savez(folder / "few-dims5.npz", **stored)
+    found = launch.run("encode", f"--workdir={mono.workdir}", f"--wav={path}", "--dims=5")
+    assert found.returncode == 2 and "few-dims5.npz holds other latents than would be written" in found.stderr and "Traceback" not in found.stderr
+    np.testing.assert_array_equal(np.load(folder / "few-dims5.npz")["latents"], stored["latents"])
+    again = decoded(pathlib.Path(folder / "few-dims6.npz"))
     assert np.corrcoef(again, wanted)[0, 1] > 0.9999 and np.abs(again - wanted).mean() < 1e-3
     stored = {k: v for k, v in stored.items() if k != "analysis"}
     np.savez(tmp_path / "plain.npz", **{**stored, "latents": latents})
@@ -279,20 +284,40 @@ def test_a_walk_has_the_training_deviations_and_correlations():
     np.testing.assert_allclose(lagged, [0.9, -0.5, 0, 0], atol=0.03)
 
 
-def test_new_sounds_say_how_they_were_drawn(mono, stereo, analysed, capsys):
+def test_new_sounds_say_how_they_were_drawn(mono, stereo, analysed, capsys, monkeypatch):
     sample_waves.main(mono, 2, 0.3, None, 1.0, 0)
     said = capsys.readouterr().out
     assert "as in training (fidelity 0.95)" in said and "2 wavs of 0.3 s" in said
     sheet = said.split()[-1]
-    latents = np.load(sheet.replace(".png", ".npz"))["latents"]
-    assert latents.shape == (2, 150, 6) and soundfile.info(sheet.replace(".png", "/001.wav")).frames == 2400
+    latents, _ = decode._read(sheet.replace(".png", "/001.npz"))
+    assert latents.shape == (150, 6) and soundfile.info(sheet.replace(".png", "/001.wav")).frames == 2400
     sample_waves.main(stereo, 1, None, None, 1.0, 0)
     said = capsys.readouterr().out
     assert "every frame by itself from the prior" in said
     wave, rate = soundfile.read(said.split()[-1].replace(".png", "/000.wav"))
     assert rate == RATE and wave.shape == (CROP, 2) and np.abs(wave).max() == pytest.approx(0.9, abs=1e-3)
-    drawn = np.load(said.split()[-1].replace(".png", ".npz"))["latents"]
-    np.testing.assert_array_equal(drawn[0], np.float32(np.random.default_rng((0, 0)).standard_normal(drawn[0].shape)))
+    given = said.split()[-1].replace(".png", "/000.npz")
+    drawn = np.load(given)["latents"]
+    np.testing.assert_array_equal(drawn, np.float32(np.random.default_rng((0, 0)).standard_normal(drawn.shape)))
+    monkeypatch.setattr(trained, "open_run", lambda: stereo)
+    monkeypatch.setattr(decode, "LATENTS", types.SimpleNamespace(value=given))
+    assert decode.main(0.0) == 0
+    again, _ = soundfile.read(stereo.workdir / "latents" / "000-model.wav")
+    assert again.shape == wave.shape and np.corrcoef(again.ravel(), wave.ravel())[0, 1] > 0.5  # the model's own noise is drawn anew
+
+
+@pytest.mark.parametrize("flag", ["seconds", "temperature", "fidelity", "spread"])
+def test_a_flag_that_is_not_a_number_is_one_sentence(flag, monkeypatch):
+    monkeypatch.setattr(sample, flag.upper(), types.SimpleNamespace(name=flag, value=math.nan))
+    for other in {"seconds", "temperature", "fidelity", "spread"} - {flag}:
+        monkeypatch.setattr(sample, other.upper(), types.SimpleNamespace(name=other, value=None))
+    with pytest.raises(UserError, match=f"^--{flag}=nan is not a finite number: give one that is.$"):
+        sample.main(0.0)
+
+
+def test_a_measure_of_a_task_without_measures_is_one_sentence(mono):
+    with pytest.raises(UserError, match="^the task 'rave' has no measures, so 'nll' cannot be measured: leave --measure out.$"):
+        assess.measure(mono, None, "nll", 5, 4)
 
 
 @pytest.fixture(scope="module")

@@ -127,6 +127,12 @@ def _named(channels):
     return {1: "mono", 2: "stereo"}.get(channels, f"of {channels} channels")
 
 
+def stored(run, through: Through, latents: np.ndarray, samples: int) -> dict[str, np.ndarray]:
+    """The arrays of a file of latents, which `decode` reads: float32 [frames, d] of so many samples, and what tells which model they are of."""
+    beside = {"rate": run.task.front.rate, "hop": through.hop, "samples": samples, "step": run.step}
+    return {"latents": latents} | {name: np.asarray(value) for name, value in beside.items()}
+
+
 def refuse(given: str, *made) -> None:
     """Raises UserError where one of the files to be written is the one that was given, by whatever name."""
     for path in made:

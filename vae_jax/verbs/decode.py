@@ -1,4 +1,4 @@
-"""decode: the sound of latents that `encode` wrote, changed or not.
+"""decode: the sound of latents that `encode` or `sample` wrote, changed or not.
 
     python -m vae_jax encode --workdir=runs/rave --wav=mine.wav
     python -m vae_jax decode --workdir=runs/rave --latents=runs/rave/latents/mine.npz
@@ -18,7 +18,7 @@ from absl import flags
 from vae_jax.config import UserError
 from vae_jax.verbs import trained
 
-LATENTS = flags.DEFINE_string("latents", "", "A file that encode wrote.")
+LATENTS = flags.DEFINE_string("latents", "", "A file that encode or sample wrote.")
 
 
 def main(started: float) -> int:

@@ -12,8 +12,8 @@ seed; of sounds also NAME/NUMBER.wav of the first 64, all at one gain.
     python -m vae_jax sample --workdir=runs/rave --fidelity=0.9 --temperature=0.7
 
 Models of the wave (RAVE), after `analyse`: the first directions of their latents, those of a fidelity, go on from frame to frame as in the training
-sounds, the others are noise of the prior. Without an analysis, or with --fidelity=0, every frame is drawn from the prior by itself. NAME.npz has the
-latents.
+sounds, the others are noise of the prior. Without an analysis, or with --fidelity=0, every frame is drawn from the prior by itself. There is no
+NAME.npz: NAME/NUMBER.npz of every sound has its latents, as `encode` writes them, for `decode`.
 """
 
 import math
@@ -45,6 +45,9 @@ def main(started: float) -> int:
     from vae_jax import assess, session
     from vae_jax import mesh as meshes
 
+    for flag in (SPREAD, TEMPERATURE, SECONDS, FIDELITY):
+        if flag.value is not None and not math.isfinite(flag.value):  # absl's bounds let nan through
+            raise UserError(f"--{flag.name}={flag.value} is not a finite number: give one that is.")
     run = trained.open_run()
     if run.task.sample is None:
         raise UserError(f"the task {run.config.task!r} has no samples.")

@@ -35,8 +35,8 @@ def main(run, count: int, seconds: float | None, f: float | None, temperature: f
     folder, name = run.workdir / "samples", f"count{count}-seconds{samples / front.rate:.4g}-" + (
         f"fidelity{f:g}" if directions else "prior") + f"-temperature{temperature:g}-seed{seed}"
     (folder / name).mkdir(parents=True, exist_ok=True)
-    stored = {"rate": front.rate, "hop": through.hop, "samples": samples, "step": run.step}
-    session.write_npz(folder / f"{name}.npz", {"latents": np.stack(latents), **{key: np.asarray(value) for key, value in stored.items()}})
+    for i, code in enumerate(latents):
+        session.write_npz(folder / name / f"{i:03d}.npz", recordings.stored(run, through, code, samples))
     factor = sounds.gain(*waves)
     for i, wave in enumerate(waves[:FILES]):
         (folder / name / f"{i:03d}.wav").write_bytes(sounds.wav(wave, front.rate, factor))
