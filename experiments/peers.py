@@ -33,7 +33,7 @@ def get_config(variant: str = "mlp") -> Config:
     model, data = VARIANTS[variant]
     task = "rave" if isinstance(model, rave.Model) else "vae"
     return Config(name=f"peers-{variant}", task=task, model=model, data=data, optim=Optim(lr=1e-3),
-                  eval=Eval(every=500, roles=("test",), batch=500), run=Run(steps=5000, log_every=100, save_every=5000))
+                  eval=Eval(every=500, roles=("test",), batch=data.batch if task == "rave" else 500), run=Run(steps=5000, log_every=100, save_every=5000))
 
 
 def write_npz(variant: str, path: str) -> None:

@@ -5,14 +5,18 @@
 
 Data: python -m data_prep.waveforms --source=FOLDER --out=datasets/recordings --rate=48000
 
-v1, v2, v2_small and raspberry have the sizes, losses and lengths of the paper (arXiv:2111.05011) and of its later public presets; learning rates
-are those of the latter. Their KL weight of 0.1 without the half is 0.2 here, feature matching is weighed as it is written there.
+v1, v2, v2_small and raspberry have the sizes of the paper's network (arXiv:2111.05011) and of later public ones, with the losses, lengths and rates of
+the public code 2.x; the paper's distance is --config.model.distance=frobenius. Their KL weight of 0.1 without the half is 0.2 here, feature matching
+is weighed as it is written there. --config.model.causal is for live use: late by 361 samples and the block, where the others are by half a second.
+Stage 1 lasts config.model.representation_steps; its end stays in WORKDIR/end_representation. Whether stage 2 did good is told by two measures that no
+trained critic computes: eval/test/high_error_db (above 4 kHz), and judge/frechet of `evaluate --judge=runs/judge_voices` (experiments/judge.py).
 """
 
-from vae_jax.config import Config, Data, Eval, Optim, Run, UserError
+from vae_jax.config import Config, Data, Eval, Optim, Run, Target, UserError
 from vae_jax.tasks import rave
 
 ADAM = dict(b1=0.5, b2=0.9)
+LEARNED = (Target("eval/test/distance_ratio", 0.6, "<=", 0.0, "held-out spectral distance over that of the better of silence and mean spectrum"),)
 V2 = dict(version=2, capacity=96, amplitudes=0, beta=0.1, beta_from=2e-6, beta_steps=20_000, critic_every=4, critic_periods=(2, 3, 5, 7, 11),
           critic_capacity=96, adversarial_weight=8.0, matching="relative", matching_weight=20.0)
 VARIANTS = {
@@ -37,4 +41,5 @@ def get_config(variant: str = "small") -> Config:
         optim=Optim(lr=1e-3, schedule="linear", factor=0.1, decay_steps=steps, **ADAM),
         eval=Eval(every=1000 if small else 10_000, batch=8, examples=64),
         run=Run(steps=steps * 5 // 3 if small else 3 * steps, log_every=50 if small else 100, save_every=500 if small else 10_000),
+        targets=LEARNED if small else (),
     )

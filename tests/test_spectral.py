@@ -52,7 +52,7 @@ def test_least_at_equality_small_for_a_shift_large_for_an_octave(definition):
     assert 0 <= distance(x, x) < 1e-5
     shifted, halved = distance(tone(440), tone(440, 2 * np.pi * 440 / RATE)), distance(tone(440), 0.5 * tone(440))
     octave, silent = distance(tone(440), tone(880)), distance(tone(440), 0 * tone(440))
-    assert shifted < 0.1 * octave and shifted < halved < octave < silent + octave
+    assert shifted < 0.1 * octave and shifted < halved < min(octave, silent)
     assert distance(x[:, :-1], x[:, 1:]) < 0.2 * distance(x, jnp.roll(x[::-1], 4000, 1))
 
 

@@ -101,7 +101,7 @@ def _train(config: Config, workdir: epath.Path, mesh, clock: metrics.Clock, leav
     clock.resume(writer.reached)
     bar = metrics.Progress(config.run.steps)
     if meshes.is_main():
-        print(_overview(config, source, shapes, mesh, step), file=sys.stderr, flush=True)
+        print(_overview(task, config, source, shapes, mesh, step), file=sys.stderr, flush=True)
 
     eval_key = jax.random.key(config.seed + 1)
     batches = datas.train_batches(source, mesh, config.seed, step, config.data.batch)
@@ -156,6 +156,13 @@ def _train(config: Config, workdir: epath.Path, mesh, clock: metrics.Clock, leav
             stop = bool(config.eval.patience and progress.waited >= config.eval.patience)
 
             # ---- save, or leave ----------------------------------------------------------------------------------------
+            if step and not last and task.stage(step + 1) != task.stage(step):  # the end of a stage is kept beside the newest
+                flush()
+                require_finite()
+                with clock.span("save"):
+                    ended = checkpoint.Checkpoints(workdir / f"end_{task.stage(step)}", keep=1)
+                    ended.save(step, state, {})
+                    ended.finish()
             leave = leaving.now()
             if last or stop or leave or (step and step % config.run.save_every == 0):
                 flush()
@@ -284,10 +291,10 @@ def _metric_names(task, config, state, example, step):
     return found
 
 
-def _overview(config, source, shapes, mesh, step) -> str:
+def _overview(task, config, source, shapes, mesh, step) -> str:
     counts = {p: sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree)) for p, tree in shapes.params.items()}
     processes = jax.process_count()
     return (f"{config.name or config.task}: {sum(counts.values()):,} parameters ({', '.join(f'{p} {n:,}' for p, n in counts.items())}); "
             f"{len(source):,} examples; batch {config.data.batch} global, {config.data.batch // processes} a process, "
             f"{config.data.batch // mesh.size} a device; {mesh.size} {mesh.devices.flat[0].platform} device(s) in {processes} process(es); "
-            f"{'from step ' + str(step) if step else 'from scratch'} to {config.run.steps}")
+            f"{'from step ' + str(step) if step else 'from scratch'} to {config.run.steps}{task.about and '; ' + task.about()}")

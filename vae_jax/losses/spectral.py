@@ -1,4 +1,4 @@
-"""Multi-scale spectral distances of waves, in two published definitions. Ratios and logarithms, not nats; float32.
+"""Multi-scale spectral distances of waves, in the published definition and in one made from it. Ratios and logarithms, not nats; float32.
 
 Magnitudes are those of the plain STFT sum (a full-scale sine reads a quarter of the window), Hann windows, hop a quarter of them, the signal
 mirrored at its ends. `squared` is what RAVE's public code since 2.0 minimises, `frobenius` the paper's equation 5 (Caillon and Esling 2021,
@@ -17,6 +17,7 @@ from vae_jax.dsp import stft
 WINDOWS = (2048, 1024, 512, 256, 128)  # samples
 DEFINITIONS = ("squared", "frobenius")
 SILENCE = 1e-4  # mean squared magnitude below which a target counts as that loud: noise 60 to 70 dB below full scale
+HEARD = 1e-3  # added to magnitudes where clips are evaluated: four times the noise of 16 bits, so that digital silence is no worse than that
 EQUAL = 1e-2  # frobenius: mean difference from which on its logarithm counts
 
 
@@ -42,13 +43,13 @@ def distance(target_bt, made_bt, definition: str = "squared", windows=WINDOWS, e
     return sum(_apart(magnitude(target_bt, window), magnitude(made, window), definition, epsilon, axes) for window, made in zip(windows, copies))
 
 
-def from_spectra(target_bt, spectra: dict, definition: str = "squared", epsilon: float = 1e-7):
+def from_spectra(target_bt, spectra: dict, definition: str = "squared"):
     """Distance [b] of each example of `target` from one spectrum for all of its frames, {window: magnitudes [window // 2 + 1]}; see `distance`.
 
     With the mean spectrum of other sounds: what a model would reach that knows how such sounds are coloured and hears nothing.
     """
     _check(definition)
-    return sum(_apart(magnitude(target_bt, window), spectrum[None, None], definition, epsilon, (1, 2)) for window, spectrum in spectra.items())
+    return sum(_apart(magnitude(target_bt, window), spectrum[None, None], definition, HEARD, (1, 2)) for window, spectrum in spectra.items())
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -85,11 +86,23 @@ def error_db(target_bt, made_bt, rate: int, low_hz: float = 0.0, window: int = 2
     return jnp.sqrt(jnp.mean(jnp.square(level(target_bt) - level(made_bt)), (1, 2)))
 
 
+def aligned(target_btc, made_btc, delay: int):
+    """Both without the samples for which `made` is `delay` late."""
+    return target_btc[:, :target_btc.shape[1] - delay], made_btc[:, delay:]
+
+
+def rows(x_btc):
+    """[b * c, t]: every channel as a signal of its own."""
+    return x_btc.swapaxes(1, 2).reshape(-1, x_btc.shape[1])
+
+
 def of_clips(target_btc, made_btc, rate: int, delay: int, definition: str, windows, high_hz: float) -> dict:
-    """{'distance', 'error_db', 'high_error_db' (above high_hz)}: each [b], the mean over channels; made is `delay` samples late, they are left out."""
-    b, t, _ = target_btc.shape
-    target, made = (x.swapaxes(1, 2).reshape(-1, t - delay) for x in (target_btc[:, :t - delay], made_btc[:, delay:]))
+    """{'distance', 'error_db', 'high_error_db' (above high_hz)}: each [b], the mean over channels; made is `delay` samples late, which are left out.
+
+    What lies below the noise of 16 bits counts for nothing: see HEARD.
+    """
+    target, made = (rows(x) for x in aligned(target_btc, made_btc, delay))
     longest = max(windows)
-    found = {"distance": distance(target, made, definition, windows, each=True), "error_db": error_db(target, made, rate, 0.0, longest),
+    found = {"distance": distance(target, made, definition, windows, HEARD, each=True), "error_db": error_db(target, made, rate, 0.0, longest),
              "high_error_db": error_db(target, made, rate, high_hz, longest)}
-    return {name: values.reshape(b, -1).mean(1) for name, values in found.items()}
+    return {name: values.reshape(len(target_btc), -1).mean(1) for name, values in found.items()}

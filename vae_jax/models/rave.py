@@ -22,9 +22,9 @@ DILATIONS = {1: ((1, 3, 5),) * 4, 2: ((1, 3, 9), (1, 3, 9), (1, 3, 9), (1, 3))} 
 class Rave(nn.Module):
     """Encoder and decoder between frames of samples [b, n, bands * channels] (see `frames_of`) and latents [b, n / prod(ratios), latent].
 
-    `analyse` and `synthesise` are the filter bank, which has no parameters. outputs: values an encoder gives a latent frame, in version 1 by `groups`
-    layers that look at a part of the channels each; extra: channels of
-    noise beside the latents; amplitudes: of the noise filters of a band, 0 = no noise branch.
+    `analyse` and `synthesise` are the filter bank, which has no parameters. outputs: values that an encoder gives a latent frame; groups: of version 1's
+    last layer, which look at a part of the channels each; extra: channels of noise beside the latents; amplitudes: frequencies at which the noise
+    filter of a band is set, 0 = no noise branch.
     """
 
     version: int = 1
@@ -179,7 +179,7 @@ class Decoder2(nn.Module):
         conv, up, act = _layers(self, Conv, Up)
         width = self.capacity * 2 ** len(self.ratios)
         s = conv(width, 3)(z)
-        for ratio, dilations in zip(self.ratios[::-1], DILATIONS[2][::-1]):
+        for ratio, dilations in reversed(list(zip(self.ratios, DILATIONS[2]))):
             width //= 2
             s = up(width, ratio)(s.map(act()))
             for dilation in dilations:

@@ -41,6 +41,7 @@ class Task(NamedTuple):
     exports: name -> (function of (params, variables, inputs), {input: (its shape with symbols for open sizes, dtype)}), see `export`: `encode`,
         `decode` (their latents are 'z'), `sample`; streams are a pair `start`, `step` with a 'state', whose shape is "start"
     optim: player -> Optim, where it differs from config.optim
+    about() -> what a user should know before a long training, in words; '' = nothing
     front: how records are seen (fronts.Front): what `decode` gives as 'image' is like front.analyse(batch)
     """
 
@@ -58,6 +59,7 @@ class Task(NamedTuple):
     exports: dict[str, tuple] = {}
     optim: dict[str, Optim] = {}
     front: Any = None
+    about: Callable[[], str] | str = ""
 
 
 def rebuild(task: Task, params, variables, batch) -> tuple[dict, dict]:

@@ -2,7 +2,8 @@
 
 Latents [b, n, d] are n frames of d numbers a crop. The KL is nats a latent frame, with the half, averaged over frames (the published beta is half of
 ours); spectral distances are ratios and logarithms (losses/spectral.py). Moves: `represent` (encoder, decoder), `generate` (decoder), `criticise`
-(critic). What evaluation must know of the stage is variables['decoder']['noise'], the weight of the noise branch: 0 in stage 1, 1 from stage 2 on.
+(critic). What evaluation must know of the stage is variables['decoder']['noise'], the weight of the noise branch: 0 in stage 1, 1 from
+the decoder's first step of stage 2 on.
 """
 
 import dataclasses
@@ -121,19 +122,12 @@ def make(config: Config, spec) -> Task:
     def wave_of(bands_signal):
         return rave.samples_of(apply("synthesise", {"encoder": {}, "decoder": {}}, {"encoder": {}}, bands_signal).x, channels)
 
-    def together(x_btc, y_btc):
-        """Both as [b * c, t], without the samples for which the causal bank makes y late."""
-        x, y = x_btc[:, :x_btc.shape[1] - late], y_btc[:, late:]
-        return (a.swapaxes(1, 2).reshape(-1, a.shape[1]) for a in (x, y))
-
-    def rows(signal):
-        return signal.x.swapaxes(1, 2).reshape(-1, signal.x.shape[1])
-
     def distances(x_btc, x_bands, y_btc, y_bands):
         """{'sub_bands': .., 'full_band': ..} over the whole batch."""
-        found = {"sub_bands": spectral.distance(rows(x_bands), rows(y_bands), m.distance, m.windows)}
+        found = {"sub_bands": spectral.distance(spectral.rows(x_bands.x), spectral.rows(y_bands.x), m.distance, m.windows)}
         if m.full_band:
-            found["full_band"] = spectral.distance(*together(x_btc, y_btc), m.distance, m.windows)
+            pair = map(spectral.rows, spectral.aligned(x_btc, y_btc, late))
+            found["full_band"] = spectral.distance(*pair, m.distance, m.windows)
         return found
 
     def init(key, batch):
@@ -173,16 +167,13 @@ def make(config: Config, spec) -> Task:
         statistics = apply("encode", params, variables, x_bands)
         return x, x_bands, statistics.replace(x=jax.lax.stop_gradient(draw(keys[1], *posterior(m.latents, statistics.x))))
 
-    def aligned(x_btc, y_btc):
-        return x_btc[:, :x_btc.shape[1] - late], y_btc[:, late:]
-
     def generate(params, variables, batch, key, step):
         key_x, key_y = jax.random.split(key)
         x, x_bands, z = frozen(params, variables, batch, key_x)
         y_bands = apply("decode", params, variables, z, key_y, jnp.float32(1.0))
         y = wave_of(y_bands)
         found = distances(x, x_bands, y, y_bands)
-        real, fake = aligned(x, y)
+        real, fake = spectral.aligned(x, y, late)
         scores, features = critic.apply({"params": params["critic"]}, fake)
         _, real_features = critic.apply({"params": params["critic"]}, real)
         adversary = generator_loss(scores)
@@ -195,7 +186,7 @@ def make(config: Config, spec) -> Task:
         key_x, key_y = jax.random.split(key)
         x, _, z = frozen(params, variables, batch, key_x)
         y = wave_of(apply("decode", params, variables, z, key_y, jnp.float32(1.0)))
-        real, fake = aligned(x, jax.lax.stop_gradient(y))
+        real, fake = spectral.aligned(x, jax.lax.stop_gradient(y), late)
         scores, _ = critic.apply({"params": params["critic"]}, jnp.concatenate([real, fake]))
         reals, fakes = ([s[:len(x)] for s in scores], [s[len(x):] for s in scores])
         loss = critic_loss(reals, fakes)
@@ -247,12 +238,17 @@ def make(config: Config, spec) -> Task:
             return ("represent",)
         return ("criticise",) if (step - m.representation_steps) % m.critic_every == 0 else ("generate",)
 
+    def about():
+        samples = live(config, spec).latency
+        return f"a frame of latents every {hop} samples, {rate / hop:.3g} a second; played live {samples} samples late ({1000 * samples / rate:.0f} ms), " \
+               "and a block"
+
     moves = {"represent": Move(("encoder", "decoder"), represent), "generate": Move(("decoder",), generate),
              "criticise": Move(("critic",), criticise)}
     return Task(init=init, moves=moves, metrics=metrics, summary=summary, schedule=schedule,
                 stage=lambda step: "representation" if step <= m.representation_steps else "adversarial",
                 encode=encode, decode=decode, sample=sample, optim={"critic": m.critic_optim}, exports=_exports(config, spec, encode, decode),
-                front=fronts.Front("wave", (config.data.crop, channels), wave, rate=rate, delay=late))
+                front=fronts.Front("wave", (config.data.crop, channels), wave, rate=rate, delay=late), about=about)
 
 
 def _exports(config: Config, spec, encode, decode) -> dict:
@@ -280,23 +276,30 @@ def _check(config: Config, spec) -> None:
                           "matching": adversarial.DEFINITIONS}.items():
         if getattr(m, name) not in choices:
             raise UserError(f"config.model.{name}={getattr(m, name)!r} is not one of {', '.join(map(str, choices))}.")
-    whole = {"capacity": m.capacity, "latent": m.latent, "bands": m.bands, "representation_steps": m.representation_steps + 1,
-             "critic_every": m.critic_every - 1}
-    for name, value in whole.items():
-        if value < 1:
-            raise UserError(f"config.model.{name}={getattr(m, name)} is too small.")
-    if not 1 <= len(m.ratios) <= 4 or any(r < 2 for r in m.ratios):
-        raise UserError(f"config.model.ratios={m.ratios}: give one to four ratios of at least 2.")
+    least = {"capacity": 1, "latent": 1, "bands": 1, "representation_steps": 0, "critic_every": 2, "critic_capacity": 1, "critic_scales": 0,
+             "noise_hidden": 1, "extra": 0, "beta": 0, "beta_steps": 0, "adversarial_weight": 0, "matching_weight": 0, "high_hz": 0}
+    for name, value in least.items():
+        if not getattr(m, name) >= value:
+            raise UserError(f"config.model.{name}={getattr(m, name)} is too small: give at least {value}.")
+    several = {"ratios": (2, "one to four", range(1, 5)), "windows": (4, "at least one", range(1, 100)), "noise_ratios": (1, "at least one", range(1, 100)),
+               "critic_periods": (2, "any number", range(100)), "critic_resolutions": (16, "any number", range(100))}
+    for name, (smallest, count, counts) in several.items():
+        if len(getattr(m, name)) not in counts or any(value < smallest for value in getattr(m, name)):
+            raise UserError(f"config.model.{name}={getattr(m, name)}: give {count}, each at least {smallest}.")
+    if any(window % 4 for window in m.windows):
+        raise UserError(f"config.model.windows={m.windows}: each must be a multiple of 4.")
+    if not m.critic_scales and not m.critic_periods and not m.critic_resolutions:
+        raise UserError("config.model: stage 2 needs a critic: critic_scales, critic_periods or critic_resolutions.")
     hop = m.bands * math.prod(m.ratios)
     if m.amplitudes and (m.amplitudes < 2 or math.prod(m.ratios) % math.prod(m.noise_ratios)):
         raise UserError(f"config.model: amplitudes={m.amplitudes} must be 0 or at least 2, and the product of ratios={m.ratios} a multiple of that of "
                         f"noise_ratios={m.noise_ratios}.")
     augmentation.check(m.augment, spec.facts["rate"])
     crop, late = config.data.crop, pqmf.bank(m.bands, m.attenuation_db, m.causal).delay
-    least = max(max(m.windows) // 2 * m.bands, max(m.windows) // 2 + late) + 1
-    if crop % hop or _trained_crop(config) < least:
-        raise UserError(f"config.data.crop={crop} samples must be a multiple of the hop {hop} and so long that at least {least} are trained on: "
-                        f"set --config.data.crop={-(-augmentation.source_samples(m.augment, max(crop, least)) // hop) * hop}.")
+    shortest = max(max(m.windows) // 2 * m.bands, max(m.windows) // 2 + late) + 1
+    if crop % hop or _trained_crop(config) < shortest:
+        raise UserError(f"config.data.crop={crop} samples must be a multiple of the hop {hop} and so long that at least {shortest} are trained on: "
+                        f"set --config.data.crop={-(-augmentation.source_samples(m.augment, max(crop, shortest)) // hop) * hop}.")
     if m.beta_steps and not 0 < m.beta_from:
         raise UserError(f"config.model.beta_steps={m.beta_steps} lets beta rise from beta_from={m.beta_from}, which must be above 0: 1e-6, say.")
 
