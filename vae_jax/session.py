@@ -161,7 +161,8 @@ def _pick(workdir, which):
         return workdir / "checkpoints", None
     if not which.isdigit():
         raise UserError(f"--checkpoint={which} should be best, newest, or a step number.")
-    return workdir / "checkpoints", int(which)
+    apart = [p for p in sorted(workdir.iterdir()) if p.name.startswith(("best_", "end_")) and checkpoint.newest(p) == int(which)]
+    return (apart or [workdir / "checkpoints"])[0], int(which)
 
 
 def start_from(state: updates.TrainState, config: Config, workdir: epath.Path, mesh) -> updates.TrainState:
