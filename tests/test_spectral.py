@@ -90,3 +90,14 @@ def test_devices_transform_their_own_rows():
     assert "all-reduce(" in compiled and "all-gather(" not in compiled
     alone = jax.jit(jax.grad(lambda y, x: spectral.distance(x, y, windows=(64, 32))))(*(jnp.asarray(np.asarray(a)) for a in (y, x)))
     np.testing.assert_allclose(slope(y, x), alone, atol=1e-6)
+
+
+def test_level_error_against_scipy_and_silence_that_is_not_heard():
+    rng = np.random.default_rng(3)
+    x, y = (np.float32(scale * rng.standard_normal((2, 4000))) for scale in (0.1, 0.02))
+    levels = [np.maximum(20 * np.log10(scipy_magnitude(a, 512)[..., 128:] / 128), -80) for a in (x, y)]  # from 4,000 Hz on
+    wanted = np.sqrt(((levels[0] - levels[1]) ** 2).mean((1, 2)))
+    np.testing.assert_allclose(spectral.error_db(x, y, RATE, 4000.0, 512), wanted, rtol=1e-4)
+    padded, noise = np.pad(x, ((0, 0), (0, 12_000))), np.float32(rng.integers(-1, 2, (2, 16_000)) / 32768)
+    clips = lambda a, b: np.asarray(spectral.of_clips(a[..., None], b[..., None], RATE, 0, "squared", (512, 128), 4000.0)["distance"])
+    assert clips(padded, padded + noise).max() < 0.5, "a bit of noise in digital silence is no distance"
