@@ -187,7 +187,6 @@ def test_silence_gives_finite_gradients(changes):
     assert all(np.isfinite(x).all() for x in found.values())
 
 
-@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
 def test_four_devices_take_the_step_of_one():
     """Batch statistics, spectral ratios and draws are of the whole batch, wherever its rows lie."""
     c, made = config(), []

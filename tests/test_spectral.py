@@ -81,7 +81,6 @@ def test_too_short_a_signal_and_an_unknown_definition_are_said():
         spectral.distance(tone(440), tone(440), "paper")
 
 
-@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
 def test_devices_transform_their_own_rows():
     mesh = meshes.make(4)
     x, y = (jax.device_put(np.float32(np.random.default_rng(i).standard_normal((8, 600))), meshes.batched(mesh)) for i in (0, 1))

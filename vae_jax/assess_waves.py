@@ -24,7 +24,7 @@ def baselines(run, sources: dict, interrupted=lambda: False, examples: int = 0) 
 
     def far(params, variables, batch):
         x = front.analyse(batch)
-        return spectral.from_spectra(x.swapaxes(1, 2).reshape(-1, x.shape[1]), spectra, m.distance).reshape(len(x), -1).mean(1)
+        return spectral.from_spectra(spectral.rows(x), spectra, m.distance).reshape(len(x), -1).mean(1)
 
     for role in (r for r in sources if r != "train" or len(sources) == 1):
         distance = evaluate.collect(far, {}, {}, sources[role], run.mesh, run.config.eval.batch, examples, interrupted)
@@ -47,8 +47,7 @@ def mean_spectra(run, source, interrupted=lambda: False, examples: int = 0) -> d
 
     def spectra(params, variables, batch):
         x = front.analyse(batch)
-        rows = x.swapaxes(1, 2).reshape(-1, x.shape[1])
-        return [spectral.magnitude(rows, window).mean(1).reshape(len(x), front.shape[1], -1).mean(1) for window in windows]
+        return [spectral.magnitude(spectral.rows(x), window).mean(1).reshape(len(x), front.shape[1], -1).mean(1) for window in windows]
 
     for part in evaluate.batches(spectra, {}, {}, source, run.mesh, run.config.eval.batch, examples):
         total = jax.tree.map(lambda a, b: a + b.sum(0, dtype=np.float64), total, part) if count else [a.sum(0, dtype=np.float64) for a in part]
@@ -76,7 +75,7 @@ def judged(run, judge: str, sources: dict, interrupted=lambda: False) -> dict | 
         made = run.task.decode(params, variables, code, None)["audio"]
         count = (crop - late) // samples
         found = {}
-        for name, wave in (("real", x[:, :crop - late]), ("made", made[:, late:])):
+        for name, wave in zip(("real", "made"), spectral.aligned(x, made, late)):
             pieces = wave.mean(-1)[:, :count * samples].reshape(-1, samples, 1)
             seen = other.task.encode(other.params, other.variables, {"audio": pieces})
             found[name] = seen["mean"].reshape(len(x), count, -1)

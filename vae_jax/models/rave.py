@@ -101,6 +101,8 @@ def samples_of(frames_bnk, channels: int):
 
 
 class Encoder1(nn.Module):
+    """Sub-bands [b, n, bands] -> [b, n / prod(ratios), outputs]: strided convolutions behind batch normalisation."""
+
     capacity: int
     ratios: tuple[int, ...]
     outputs: int
@@ -120,6 +122,8 @@ class Encoder1(nn.Module):
 
 
 class Decoder1(nn.Module):
+    """Latents [b, n, d] -> sub-bands [b, n prod(ratios), outputs]: dilated residual stacks, a wave times a loudness common to all bands, and noise."""
+
     capacity: int
     ratios: tuple[int, ...]
     outputs: int
@@ -146,6 +150,8 @@ class Decoder1(nn.Module):
 
 
 class Encoder2(nn.Module):
+    """Sub-bands [b, n, bands] -> [b, n / prod(ratios), outputs]: residual units before each strided convolution, no normalisation."""
+
     capacity: int
     ratios: tuple[int, ...]
     outputs: int
@@ -166,6 +172,8 @@ class Encoder2(nn.Module):
 
 
 class Decoder2(nn.Module):
+    """Latents [b, n, d] -> sub-bands [b, n prod(ratios), outputs]: Encoder2 mirrored, a gate for every band, and noise."""
+
     capacity: int
     ratios: tuple[int, ...]
     outputs: int

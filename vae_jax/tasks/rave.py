@@ -98,11 +98,7 @@ def make(config: Config, spec) -> Task:
     net = network(m, channels, jnp.dtype(config.dtype))
     critic = critics.Critics(m.critic_scales, m.critic_periods, m.critic_resolutions, m.critic_capacity, jnp.dtype(config.dtype))
     critic_loss, generator_loss = ADVERSARIES[m.adversarial]
-    crop = _trained_crop(config)
-
-    def wave(batch):
-        """Sound [b, t, c] in -1..1."""
-        return fronts.waves(batch)
+    crop, wave = _trained_crop(config), fronts.waves
 
     def heard(key, batch):
         """What training hears of a batch [b, crop, c]."""
@@ -117,10 +113,10 @@ def make(config: Config, spec) -> Task:
         return made, changed.get("batch_stats", {}).get("encoder", {})
 
     def bands_of(x_btc, first=0):
-        return apply("analyse", {"encoder": {}, "decoder": {}}, {"encoder": {}}, Signal(rave.frames_of(x_btc, m.bands), first=first))
+        return net.apply({}, Signal(rave.frames_of(x_btc, m.bands), first=first), method="analyse")
 
     def wave_of(bands_signal):
-        return rave.samples_of(apply("synthesise", {"encoder": {}, "decoder": {}}, {"encoder": {}}, bands_signal).x, channels)
+        return rave.samples_of(net.apply({}, bands_signal, method="synthesise").x, channels)
 
     def distances(x_btc, x_bands, y_btc, y_bands):
         """{'sub_bands': .., 'full_band': ..} over the whole batch."""
