@@ -11,6 +11,7 @@ from typing import Callable, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vae_jax.config import UserError
 from vae_jax.dsp import pqmf
 from vae_jax.latents import fidelity
 from vae_jax.layers import streaming
@@ -88,6 +89,13 @@ def live(net: rave.Rave, latent: int, mean: Callable) -> Live:
     whole = stream(model, True, True)
     latency = whole.delay + pqmf.bank(net.bands, net.attenuation_db, net.causal).delay
     return Live(whole, stream(encode, True, False), stream(decode, False, True), net.bands * frames, latency)
+
+
+def check_block(live: Live, block: int) -> None:
+    """Raises UserError for a block that is no multiple of the hop."""
+    if block % live.hop:
+        nearest = max(1, round(block / live.hop)) * live.hop
+        raise UserError(f"a block of {block} samples is no multiple of the model's hop of {live.hop}: give {nearest}.")
 
 
 def stored(params, variables):

@@ -3,6 +3,7 @@
     python -m vae_jax bench --config=experiments/peers.py:mlp --steps=200
     python -m vae_jax bench --config=experiments/rave.py:v1 --step=1000001       a step of a later stage
     python -m vae_jax bench --config=experiments/genres.py --griffin_lim=100
+    taskset -c 0 python -m vae_jax bench --config=experiments/rave.py:v2 --play=2048            on one core, 2,048 samples at a time
 
 Step time is the median over single steps, each waited for; `input_wait_share` is the share of wall time spent waiting for
 batches. `peak_flops` is what one large matrix product reaches here in the same dtype, measured, not a data sheet.
@@ -10,6 +11,9 @@ batches. `peak_flops` is what one large matrix product reaches here in the same 
 --griffin_lim=N instead resynthesises N clips of the test split, evenly over it, from the magnitudes of their whole length with n_fft, hop and
 iterations of config.model.sound: by our Griffin-Lim and by librosa's, all clips in one call, in turns. Times are medians of three; compilation
 (quick where the compile cache holds it) is apart. `convergence` is the spectral convergence, averaged over clips, where 0 is perfect.
+
+--play=BLOCK instead times a model of the wave of that size, untrained, at the rate of the data set: ten seconds of noise through its encoder, their
+latents through its decoder (medians of five), and STEPS blocks through both as `stream` plays them. `_times` are times as fast as the sound lasts.
 """
 
 import functools
@@ -29,12 +33,16 @@ CONFIG = config_flags.DEFINE_config_file("config", None, common.CONFIG_HELP)
 STEPS = flags.DEFINE_integer("steps", 100, "Steps that are timed.", lower_bound=1)
 STEP = flags.DEFINE_integer("step", 0, "Number of the training step whose moves are timed, over and over.", lower_bound=0)
 GRIFFIN_LIM = flags.DEFINE_integer("griffin_lim", 0, "Clips of the test split on which Griffin-Lim is timed instead of the step.", lower_bound=0)
+PLAY = flags.DEFINE_integer("play", 0, "Samples of a block with which a model of the wave is timed as it is played, instead of the step.", lower_bound=0)
 
 
 def main(started: float) -> int:
     config = common.config_of(CONFIG)
     common.compile_cache(config.run.compile_cache)
-    figures = griffin_lim(config, GRIFFIN_LIM.value) if GRIFFIN_LIM.value else bench(config, STEPS.value, started)
+    if PLAY.value:
+        figures = play(config, PLAY.value, STEPS.value)
+    else:
+        figures = griffin_lim(config, GRIFFIN_LIM.value) if GRIFFIN_LIM.value else bench(config, STEPS.value, started)
     print(json.dumps(figures), flush=True)
     return 0
 
@@ -105,6 +113,59 @@ def _peak(dtype: str) -> float:
         jax.block_until_ready(product(x))
         times.append(time.perf_counter() - begin)
     return 2 * n**3 / min(times[1:])
+
+
+def play(config, block: int, steps: int) -> dict:
+    """Figures of an untrained model of the wave, of whole sounds and of blocks. Raises UserError for another task or a block that is no multiple."""
+    import jax
+    import jax.numpy as jnp
+
+    from vae_jax import config as configs
+    from vae_jax import data as datas
+    from vae_jax import records, streaming, tasks
+    from vae_jax.tasks import rave
+
+    if config.task != "rave":
+        raise UserError(f"--play times models of the wave, and {config.name} is of the task {config.task!r}; give experiments/rave.py:v2, say.")
+    configs.check(config, 1, jax.default_backend())
+    spec = datas.cropped(records.open_folder(config.data.dir), config.data.crop)
+    task, live, rate, channels = tasks.get(config, spec), rave.live(config, spec), spec.facts["rate"], spec.fields["audio"].shape[-1]
+    streaming.check_block(live, block)
+
+    def noise(samples):
+        return jax.random.uniform(jax.random.key(1), (1, samples, channels), minval=-0.5, maxval=0.5)
+
+    params, variables = jax.jit(task.init)(jax.random.key(0), {"audio": noise(config.data.crop)})
+    variables["decoder"]["noise"] = jnp.float32(1.0)  # as in stage 2
+    long = {"audio": noise(10 * rate // live.hop * live.hop)}
+    encode, decode = jax.jit(lambda p, v, x: task.encode(p, v, x)["mean"]), jax.jit(task.decode)
+    code, x, state = encode(params, variables, long), noise(block), live.model.start()
+    step = jax.jit(live.model.step, donate_argnums=2)
+
+    def timed(function, count):
+        times = []
+        for _ in range(count + 2):
+            begin = time.perf_counter()
+            jax.block_until_ready(function())
+            times.append(time.perf_counter() - begin)
+        return times[2:]
+
+    def advance():
+        nonlocal state
+        state, y = step(params, variables, state, x)
+        return y
+
+    seconds, lasts = long["audio"].shape[1] / rate, block / rate
+    coding, decoding = (statistics.median(timed(f, 5)) for f in (lambda: encode(params, variables, long), lambda: decode(params, variables, code)))
+    blocks = timed(advance, steps)
+    device = jax.devices()[0]
+    return {
+        "name": config.name, "causal": config.model.causal, "device": device.device_kind, "jax": jax.__version__, "dtype": config.dtype, "rate": rate,
+        "parameters": sum(x.size for player in ("encoder", "decoder") for x in jax.tree.leaves(params[player])), "latency": live.latency,
+        "encode_times": round(seconds / coding, 1), "decode_times": round(seconds / decoding, 1), "block": block, "block_lasts_ms": round(lasts * 1e3, 2),
+        "block_ms": round(statistics.median(blocks) * 1e3, 2), "worst_block_ms": round(max(blocks) * 1e3, 2),
+        "stream_times": round(lasts / statistics.median(blocks), 2), "worst_stream_times": round(lasts / max(blocks), 2),
+    }
 
 
 def griffin_lim(config, clips: int) -> dict:

@@ -36,9 +36,7 @@ def main(started: float) -> int:
         raise UserError("give a sound file: --wav=mine.wav.")
     run = trained.open_run_of_waves()
     live, rate, block = rave.live(run.config, run.spec), run.task.front.rate, BLOCK.value
-    if block % live.hop:
-        nearest = max(1, round(block / live.hop)) * live.hop
-        raise UserError(f"--block={block} is no multiple of the model's hop of {live.hop} samples: give {nearest}.")
+    streaming.check_block(live, block)
     cut = {} if FIDELITY.value is None else streaming.directions(*analysis.directions(run, FIDELITY.value, None))
     wave = recordings.read(run, WAV.value, "wav")
     params, variables = jax.device_put((run.params, {**run.variables, **cut}), jax.local_devices()[0])
