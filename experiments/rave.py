@@ -5,9 +5,10 @@
 
 Data: python -m data_prep.waveforms --source=FOLDER --out=datasets/recordings --rate=48000
 
-v1, v2, v2_small and raspberry have the sizes of the paper's network (arXiv:2111.05011) and of later public ones, with the losses, lengths and rates of
-the public code 2.x; the paper's distance is --config.model.distance=frobenius. Their KL weight of 0.1 without the half is 0.2 here, feature matching
-is weighed as it is written there. --config.model.causal is for live use: late by 361 samples and the block, where the others are by half a second.
+v1, v2, v2_small, raspberry, wasserstein and spherical have the sizes of the paper's network (arXiv:2111.05011) and of later public ones, with the
+losses, lengths and rates of the public code 2.x; the paper's distance is --config.model.distance=frobenius. Their KL weight of 0.1 without the half is
+0.2 here, feature matching is weighed as it is written there. --config.model.causal is for live use: late by 361 samples and the block, where the
+others are by half a second.
 Stage 1 lasts config.model.representation_steps; its end stays in WORKDIR/end_representation. Whether stage 2 did good is told by two measures that no
 trained critic computes: eval/test/high_error_db (above 4 kHz), and judge/frechet of `evaluate --judge=runs/judge_voices` (experiments/judge.py).
 """
@@ -19,12 +20,16 @@ ADAM = dict(b1=0.5, b2=0.9)
 LEARNED = (Target("eval/test/distance_ratio", 0.6, "<=", 0.0, "held-out spectral distance over that of the better of silence and mean spectrum"),)
 V2 = dict(version=2, capacity=96, amplitudes=0, beta=0.1, beta_from=2e-6, beta_steps=20_000, critic_every=4, critic_periods=(2, 3, 5, 7, 11),
           critic_capacity=96, adversarial_weight=8.0, matching="relative", matching_weight=20.0)
+SHORT = dict(beta_from=0.0, beta_steps=0, representation_steps=200_000)
 VARIANTS = {
     "v1": dict(),
     "v2": V2,
     "v2_small": V2 | dict(capacity=48, critic_capacity=48, ratios=(4, 2, 2, 2), amplitudes=32, noise_ratios=(2, 2, 2), beta=0.02, beta_from=0.0,
                           beta_steps=0, critic_every=2),
     "raspberry": dict(capacity=16, critic_capacity=16, amplitudes=0),
+    # Other latents for v2. The public code weighs the kernel distance by 100 where the spectral distances weigh 2: halved throughout
+    "wasserstein": V2 | dict(latents="wasserstein", latent=16, extra=128, beta=50.0, matching_weight=10.0, **SHORT),
+    "spherical": V2 | dict(latents="spherical", latent=16, beta=0.0, **SHORT),
     # Trained through both stages in under 40 minutes on two cores
     "small": dict(capacity=16, critic_capacity=16, beta=0.02, representation_steps=4_500),
 }

@@ -74,7 +74,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("variant,encoder,decoder", [
-    ("v1", 4_834_176, 12_769_472), ("v2", 16_046_592, 15_467_520), ("v2_small", 3_940_608, 3_810_816), ("raspberry", 426_720, 969_008)])
+    ("v1", 4_834_176, 12_769_472), ("v2", 16_046_592, 15_467_520), ("v2_small", 3_940_608, 3_810_816), ("raspberry", 426_720, 969_008),
+    ("wasserstein", 14_940_672, 15_541_248), ("spherical", 14_940_672, 14_951_424)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_published_sizes(variant, encoder, decoder, causal):
     m = experiment.get_config(variant).model
@@ -83,7 +84,8 @@ def test_published_sizes(variant, encoder, decoder, causal):
     made = jax.eval_shape(lambda key: net.init(key, Signal(jnp.zeros((1, hop // m.bands, m.bands))), m.latent, key), jax.random.key(0))
     counts = {player: sum(x.size for x in jax.tree.leaves(tree)) for player, tree in made["params"].items()}
     assert counts == {"encoder": encoder, "decoder": decoder}
-    assert sum(counts.values()) == {"v1": 17_603_648, "v2": 31_514_112, "v2_small": 7_751_424, "raspberry": 1_395_728}[variant]
+    assert sum(counts.values()) == {"v1": 17_603_648, "v2": 31_514_112, "v2_small": 7_751_424, "raspberry": 1_395_728,
+                                    "wasserstein": 30_481_920, "spherical": 29_892_096}[variant]
 
 
 def by_hand(c, params, x):
