@@ -100,3 +100,31 @@ def test_level_error_against_scipy_and_silence_that_is_not_heard():
     padded, noise = np.pad(x, ((0, 0), (0, 12_000))), np.float32(rng.integers(-1, 2, (2, 16_000)) / 32768)
     clips = lambda a, b: np.asarray(spectral.of_clips(a[..., None], b[..., None], RATE, 0, "squared", (512, 128), 4000.0)["distance"])
     assert clips(padded, padded + noise).max() < 0.5, "a bit of noise in digital silence is no distance"
+
+
+@pytest.mark.parametrize("definition", spectral.DEFINITIONS)
+def test_what_a_short_recording_is_filled_up_with_counts_for_nothing(definition):
+    """Frames whose middle is no later than its end, against SciPy's; of whole crops all."""
+    rng, valid = np.random.default_rng(4), np.array([1500, 4000, 1])
+    x, y = (np.float32(0.1 * rng.standard_normal((3, 4000, 2))) for _ in range(2))
+    x = np.where(np.arange(4000)[:, None] < valid[:, None, None], x, np.float32(0))
+    found = spectral.of_clips(x, y, RATE, 0, definition, (512, 128), 4000.0, valid)
+    spectra = {window: np.float32(rng.uniform(0, 3, window // 2 + 1)) for window in (512, 128)}
+    blind = spectral.from_spectra(spectral.rows(x), spectra, "squared", np.repeat(valid, 2))
+    for i, n in enumerate(valid):
+        wanted, wanted_blind, wanted_db = np.zeros(2), np.zeros(2), np.zeros(2)
+        for window in (512, 128):
+            s, z = (scipy_magnitude(a[i].T, window)[:, :1 + n // (window // 4)] for a in (x, y))
+            mean = lambda a: a.mean((1, 2))
+            for total, made, kind in ((wanted, z, definition), (wanted_blind, spectra[window], "squared")):
+                ratio = mean((s - made) ** 2) / np.maximum(mean(s**2), spectral.SILENCE)
+                total += (ratio + mean(np.abs(np.log((s + spectral.HEARD) / (made + spectral.HEARD)))) if kind == "squared" else
+                          np.sqrt(ratio) + np.log1p(mean(np.abs(s - made)) / spectral.EQUAL))
+            if window == 512:
+                levels = [20 * np.log10(np.maximum(a, 128e-4) / 128) for a in (s, z)]
+                wanted_db = np.sqrt(mean((levels[0] - levels[1]) ** 2))
+        assert found["distance"][i] == pytest.approx(wanted.mean(), rel=1e-4) and found["error_db"][i] == pytest.approx(wanted_db.mean(), rel=1e-3)
+        np.testing.assert_allclose(blind[2 * i:2 * i + 2], wanted_blind, rtol=1e-4)
+    whole = spectral.of_clips(x, y, RATE, 0, definition, (512, 128), 4000.0)
+    assert whole["distance"][1] == pytest.approx(float(found["distance"][1]), rel=1e-6)
+    assert abs(whole["distance"][0] / found["distance"][0] - 1) > 0.1

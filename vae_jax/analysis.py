@@ -130,7 +130,7 @@ def cropped(run, source, analysis: fidelity.Analysis, interrupted=lambda: False)
         z = run.task.encode(params, variables, batch)["mean"]
         noise = noisy * jax.random.normal(jax.random.key(0), z.shape)
         made = run.task.decode(params, variables, jnp.where(r < 0, z, fidelity.crop(analysis, z, r, noise)), None)["audio"]
-        found = spectral.of_clips(front.analyse(batch), made, front.rate, front.delay, m.distance, m.windows, m.high_hz)
+        found = spectral.of_clips(front.analyse(batch), made, front.rate, front.delay, m.distance, m.windows, m.high_hz, batch["valid"])
         return {name: jnp.sum(jnp.where(batch["mask"] > 0, values, 0.0)) for name, values in found.items()}
 
     asked = [(-1, 0.0)] + [(r, noisy) for r in sorted({level[kind] for level in levels for kind in fidelity.KINDS}) for noisy in (0.0, 1.0)]

@@ -1,6 +1,7 @@
 """Whole-split figures of a model of waves beside what silence, and the mean spectrum of the training sounds, would reach; and a judge's view."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vae_jax import evaluate, session
@@ -24,7 +25,8 @@ def baselines(run, sources: dict, interrupted=lambda: False, examples: int = 0) 
 
     def far(params, variables, batch):
         x = front.analyse(batch)
-        return spectral.from_spectra(spectral.rows(x), spectra, m.distance).reshape(len(x), -1).mean(1)
+        valid = jnp.repeat(batch["valid"], x.shape[2])
+        return spectral.from_spectra(spectral.rows(x), spectra, m.distance, valid).reshape(len(x), -1).mean(1)
 
     for role in (r for r in sources if r != "train" or len(sources) == 1):
         distance = evaluate.collect(far, {}, {}, sources[role], run.mesh, run.config.eval.batch, examples, interrupted)
@@ -42,12 +44,15 @@ def ratios(figures: dict) -> dict:
 
 
 def mean_spectra(run, source, interrupted=lambda: False, examples: int = 0) -> dict | None:
-    """{window: mean magnitude spectrum [window // 2 + 1], float64} over frames, channels and crops of a split; None if interrupted."""
+    """{window: mean magnitude spectrum [window // 2 + 1], float64} over the frames, those that count in `spectral.distance`, channels and crops of a
+    split; None if interrupted."""
     windows, front, total, count = tuple(run.config.model.windows), run.task.front, 0.0, 0
 
     def spectra(params, variables, batch):
         x = front.analyse(batch)
-        return [spectral.magnitude(spectral.rows(x), window).mean(1).reshape(len(x), front.shape[1], -1).mean(1) for window in windows]
+        found, valid = {window: spectral.magnitude(spectral.rows(x), window) for window in windows}, jnp.repeat(batch["valid"], x.shape[2])
+        means = [s.mean(1, where=spectral.real_frames(s, window, valid)) for window, s in found.items()]
+        return [mean.reshape(len(x), x.shape[2], -1).mean(1) for mean in means]
 
     for part in evaluate.batches(spectra, {}, {}, source, run.mesh, run.config.eval.batch, examples):
         total = jax.tree.map(lambda a, b: a + b.sum(0, dtype=np.float64), total, part) if count else [a.sum(0, dtype=np.float64) for a in part]
@@ -59,8 +64,9 @@ def mean_spectra(run, source, interrupted=lambda: False, examples: int = 0) -> d
 
 def judged(run, judge: str, sources: dict, interrupted=lambda: False) -> dict | None:
     """Frechet distance, squared, of a classifier's features of what the model makes of held-out sounds from those of the sounds themselves, in pieces
-    as long as the classifier's examples; beside it that of training sounds from held-out ones, which no model need go below; the classifier's own
-    held-out accuracy, and how often its verdict on a piece stays the same. None if interrupted. Raises UserError for a judge that cannot hear it."""
+    as long as the classifier's examples, those that begin before a recording ends; beside it that of training sounds from held-out ones, which no model
+    need go below; the classifier's own held-out accuracy, and how often its verdict on a piece stays the same. None if interrupted. Raises UserError
+    for a judge that cannot hear it."""
     other, role = session.open_run(judge), next((r for r in ("test", "validation") if r in sources), None)
     if other.config.task != "classifier" or other.task.front.kind != "audio" or not other.config.data.test:
         raise UserError(f"{judge} is no judge of sounds with a test split of its own: train experiments/judge.py:voices, say.")
@@ -74,7 +80,7 @@ def judged(run, judge: str, sources: dict, interrupted=lambda: False) -> dict | 
         code = run.task.encode(params, variables, batch)["mean"]
         made = run.task.decode(params, variables, code, None)["audio"]
         count = (crop - late) // samples
-        found = {}
+        found = {"heard": spectral.in_sound(batch["valid"], count, samples)[..., 0]}
         for name, wave in zip(("real", "made"), spectral.aligned(x, made, late)):
             pieces = wave.mean(-1)[:, :count * samples].reshape(-1, samples, 1)
             seen = other.task.encode(other.params, other.variables, {"audio": pieces})
@@ -90,7 +96,8 @@ def judged(run, judge: str, sources: dict, interrupted=lambda: False) -> dict | 
     own = evaluate.splits(other, session.sources(other, ("test",)), interrupted)
     if own is None:
         return None
-    rows = lambda part, name: parts[part][name].reshape(-1, parts[part][name].shape[-1]).astype(np.float64)
-    return {"judge/frechet": descriptors.frechet(rows(role, "made"), rows(role, "real")), "judge/frechet_of_training": descriptors.frechet(
-        rows("train", "real"), rows(role, "real")), "judge/same_verdict": float(np.mean(parts[role]["made_class"] == parts[role]["real_class"])),
-        "judge/pieces": rows(role, "real").shape[0], "judge/accuracy": own["eval/test/accuracy"]}
+    pieces = {part: {name: values[found["heard"]] for name, values in found.items()} for part, found in parts.items()}
+    held, frechet = pieces[role], descriptors.frechet
+    return {"judge/frechet": frechet(held["made"], held["real"]), "judge/frechet_of_training": frechet(pieces["train"]["real"], held["real"]),
+            "judge/same_verdict": float(np.mean(held["made_class"] == held["real_class"])), "judge/pieces": len(held["real"]),
+            "judge/accuracy": own["eval/test/accuracy"]}

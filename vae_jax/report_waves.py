@@ -3,14 +3,13 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vae_jax import analysis, assess_waves, evaluate, recordings, report
 from vae_jax.data import spaced
 from vae_jax.latents import fidelity
-from vae_jax.losses import divergences
 from vae_jax.media import figures, html, wave_sections
+from vae_jax.tasks import rave
 
 MEASURED = 1_000  # crops of each split, evenly spaced
 HEARD, SECONDS = 6, 10.0  # recordings, and the longest beginning of one
@@ -37,7 +36,7 @@ def build(run, sources: dict, history: list[dict], info: dict) -> report.Report:
     figures_of |= assess_waves.ratios(figures_of)
     front, through = run.task.front, recordings.through(run)
     found, stored = _analysed(run)
-    kl, variance = _latents(run, sources[role])
+    kl, variance = _latents(run, sources[role], through.hop)
     r = 0 if found is None else fidelity.dims_for(found, FIDELITY)
     samples = round(SECONDS * front.rate)
     drawn = [analysis.draw(run, found, r, through.frames(samples), 1.0, (0, i)) for i in range(SAMPLES)]
@@ -76,13 +75,11 @@ def _analysed(run):
     return (found, stored) if found.step == run.step == stored["checkpoint"] else (None, None)
 
 
-def _latents(run, source):
+def _latents(run, source, hop):
     """(KL of each latent in nats a frame or None, variance of its mean over frames), each [d], of at most MEASURED crops."""
 
     def measure(params, variables, batch):
-        code = run.task.encode(params, variables, batch)
-        found = {"mean": code["mean"].mean(1), "square": jnp.square(code["mean"]).mean(1)}
-        return found | ({"kl": divergences.kl_normal(code["mean"], code["logvar"]).mean(1)} if "logvar" in code else {})
+        return rave.latent_figures(run.task.encode(params, variables, batch), hop, batch["valid"])
 
     rows = evaluate.collect(measure, run.params, run.variables, source, run.mesh, run.config.eval.batch, MEASURED)
     rows = {name: values.mean(0, dtype=np.float64) for name, values in rows.items()}
