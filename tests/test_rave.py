@@ -215,6 +215,18 @@ def test_the_causal_bank_is_not_asked_for_what_it_has_not_heard():
     assert found["distance"].max() < 0.1 < blind["distance"].min()
 
 
+def test_exported_streams_are_built_once(monkeypatch):
+    built, live = [], rave.live
+    monkeypatch.setattr(rave, "live", lambda *given: built.append(given) or live(*given))
+    task = tasks.get(config(), spec())
+    (start, _), (step, _) = task.exports["start"], task.exports["step"]
+    params, variables = jax.eval_shape(task.init, jax.random.key(0), sounds())
+    x = {"audio": jax.ShapeDtypeStruct((2, 32, 1), jnp.float32)}
+    state = jax.eval_shape(start, params, variables, x | {"key": jax.ShapeDtypeStruct((2,), jnp.uint32)})
+    made = jax.eval_shape(step, params, variables, x | state)
+    assert made["audio"].shape == (2, 32, 1) and jax.tree.map(jnp.shape, made["state"]) == jax.tree.map(jnp.shape, state["state"]) and len(built) == 1
+
+
 def test_schedule_and_stages():
     task = tasks.get(config(representation_steps=3, critic_every=3), spec())
     assert [task.schedule(s)[0] for s in range(9)] == ["represent"] * 3 + ["criticise", "generate", "generate"] * 2

@@ -70,7 +70,8 @@ def live(net: rave.Rave, latent: int, mean: Callable) -> Live:
     def stream(method, sound_in, sound_out):
         wide, block, turn = (samples, frames, TURN) if sound_in else (latent, 1, TURN // frames)
         back = turn // 2 // (2 * frames) * 2 * frames  # even, as the signs of the odd bands are, and a multiple of all strides
-        example = _key(jnp.zeros(2, jnp.uint32)), jnp.float32(0.0) if net.amplitudes else None, None
+        # As shapes, so that a stream which is built in a trace outlives it
+        example = jax.eval_shape(lambda: (_key(jnp.zeros(2, jnp.uint32)), jnp.float32(0.0) if net.amplitudes else None, None))
 
         def start(batch: int = 1, key=(0, 0), first: int = 0):
             state = streaming.start(net, abstract, wide, batch, block, *example, method=method)

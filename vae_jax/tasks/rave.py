@@ -7,6 +7,7 @@ the decoder's first step of stage 2 on.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -45,7 +46,7 @@ class Model:
     noise_hidden: int = 64
     latents: str = "variational"  # variational; wasserstein: no draw, pulled to N(0, I) by a kernel distance; spherical: on the unit sphere
     extra: int = 0  # channels of noise that the decoder is given beside the latents
-    beta: float = 0.2  # weight of the KL, or of the kernel distance
+    beta: float = 0.2  # weight of the KL, or of the kernel distance; spherical latents have neither, and it counts for nothing
     beta_from: float = 0.0  # beta rises from here (and above 0) by a constant factor a step ...
     beta_steps: int = 0  # ... for so many steps; 0 = constant
     distance: str = "squared"  # spectral distance: squared (public code) or frobenius (paper)
@@ -88,6 +89,14 @@ def posterior(latents: str, statistics):
     if latents == "spherical":  # finite at silence, where all are 0
         return statistics * jax.lax.rsqrt(jnp.sum(jnp.square(statistics), -1, keepdims=True) + 1e-12), None
     return statistics, None
+
+
+def latent_figures(code, hop: int, valid) -> dict:
+    """{'mean', 'square' of the posterior means, 'kl' in nats where there is one}: each [b, d], over the frames that begin in the `valid` [b] samples."""
+    found = {"mean": code["mean"], "square": jnp.square(code["mean"])}
+    found |= {"kl": divergences.kl_normal(code["mean"], code["logvar"])} if "logvar" in code else {}
+    real = spectral.in_sound(valid, code["mean"].shape[1], hop)
+    return {name: jnp.mean(values, 1, where=real) for name, values in found.items()}
 
 
 def make(config: Config, spec) -> Task:
@@ -213,12 +222,9 @@ def make(config: Config, spec) -> Task:
         x = wave(batch)
         code = encode(params, variables, batch)
         y = decode(params, variables, code["mean"])["audio"]
-        errors = lambda y: spectral.of_clips(x, y, rate, late, m.distance, m.windows, m.high_hz)
-        mean = code["mean"]
-        found = errors(y) | {"silence_distance": errors(jnp.zeros_like(y))["distance"], "mean": mean.mean(1), "square": jnp.square(mean).mean(1)}
-        if "logvar" in code:
-            found["kl"] = jnp.mean(divergences.kl_normal(code["mean"], code["logvar"]), 1)
-        return found
+        errors = lambda y: spectral.of_clips(x, y, rate, late, m.distance, m.windows, m.high_hz, batch["valid"])
+        latents = latent_figures(code, hop, batch["valid"])
+        return errors(y) | {"silence_distance": errors(jnp.zeros_like(y))["distance"]} | latents
 
     def summary(sums, squares, count):
         average = {k: v / count for k, v in sums.items()}
@@ -249,13 +255,18 @@ def make(config: Config, spec) -> Task:
 
 def _exports(config: Config, spec, encode, decode) -> dict:
     m, channels = config.model, spec.fields["audio"].shape[-1]
+
+    @functools.cache
+    def stream():
+        return live(config, spec).model
+
     audio, key = (f"b, {m.bands * math.prod(m.ratios)}*n, {channels}", "float32"), ("2", "uint32")
 
     def start(params, variables, x):
-        return {"state": live(config, spec).model.start(x["audio"].shape[0], x["key"])}
+        return {"state": stream().start(x["audio"].shape[0], x["key"])}
 
     def step(params, variables, x):
-        state, y = live(config, spec).model.step(params, variables, x["state"], x["audio"])
+        state, y = stream().step(params, variables, x["state"], x["audio"])
         return {"state": state, "audio": y}
 
     return {"encode": (lambda params, variables, x: {"z": encode(params, variables, x)["mean"]}, {"audio": audio}),
