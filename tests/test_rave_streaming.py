@@ -176,7 +176,7 @@ def test_a_file_as_one_would_play_it(tmp_path):
     path, t = tmp_path / "take.wav", np.arange(int(1.1 * 11025)) / 11025
     soundfile.write(path, np.stack([0.3 * np.sin(2 * np.pi * 300 * t), 0.1 * np.sin(2 * np.pi * 500 * t)], 1), 11025)
     found = launch.run("stream", f"--workdir={run.workdir}", f"--wav={path}", "--block=50")
-    assert found.returncode == 2 and "--block=50 is no multiple of the model's hop of 16 samples: give 48." in found.stderr
+    assert found.returncode == 2 and "a block of 50 samples is no multiple of the model's hop of 16: give 48." in found.stderr
     found = launch.run("stream", f"--workdir={run.workdir}", f"--wav={path}", "--block=48")
     assert found.returncode == 0, found.stderr
     wave, through = recordings.read(run, str(path), "wav"), recordings.through(run)

@@ -1,6 +1,7 @@
 """What one does with a trained RAVE: sounds of any length in pieces, latents as files, reconstructions, new sounds, analysis, baselines, the page."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -226,13 +227,16 @@ def test_latents_as_files(mono, analysed, tmp_path, capsys, monkeypatch):
     assert stored["latents"].dtype == np.float32 and [int(stored[k]) for k in ("hop", "rate", "samples", "step")] == [HOP, RATE, 4000, 7]
     np.testing.assert_allclose(stored["latents"], (latents - directions.mean) @ directions.components.T, atol=1e-4 * np.abs(latents).max())
 
+    said = []
+
     def decoded(given):
         monkeypatch.setattr(trained, "open_run", lambda: mono)
         monkeypatch.setattr(decode, "LATENTS", types.SimpleNamespace(value=str(given)))
         capsys.readouterr()
         assert decode.main(0.0) == 0
         made = folder / f"{given.stem}-model.wav"
-        assert capsys.readouterr().out.endswith(f"{made}\n")
+        said.append(capsys.readouterr().out)
+        assert said[-1].endswith(f"{made}\n")
         return soundfile.read(made)[0]
 
     assert launch.run("encode", f"--workdir={mono.workdir}", f"--wav={path}", "--dims=6").returncode == 0  # the same once more
@@ -248,6 +252,12 @@ def test_latents_as_files(mono, analysed, tmp_path, capsys, monkeypatch):
     np.savez(tmp_path / "longer.npz", **{**stored, "latents": np.concatenate([latents, latents])})
     assert len(decoded(tmp_path / "longer.npz")) == 2 * len(latents) * HOP
     np.savez(tmp_path / "other.npz", **{**stored, "latents": latents[:, :5]})
+    assert "another encoder" not in said[-1]
+    for there, step in ((11, 7), (11, 5), (int(stored["encoder"]), 5)):
+        np.savez(tmp_path / "strange.npz", **{**stored, "latents": latents, "encoder": there, "step": step})
+        np.testing.assert_array_equal(decoded(tmp_path / "strange.npz"), wanted)
+        assert (f"are of another encoder, of another run or another step of stage 1 (step {step} there, 7 here)" in said[-1]) == (there == 11)
+        assert ("encoded at step 5, decoded at step 7" in said[-1]) == (there != 11)
     with pytest.raises(UserError, match=r"other.npz is of another model: its frames have 5 numbers and 16 samples at 8000 Hz, those of .* 6 and 16"):
         decoded(tmp_path / "other.npz")
     with pytest.raises(UserError, match="is damaged or not a file that encode wrote"):
@@ -291,7 +301,8 @@ def test_new_sounds_say_how_they_were_drawn(mono, stereo, analysed, capsys, monk
     sheet = said.split()[-1]
     latents, _ = decode._read(sheet.replace(".png", "/001.npz"))
     assert latents.shape == (150, 6) and soundfile.info(sheet.replace(".png", "/001.wav")).frames == 2400
-    sample_waves.main(stereo, 1, None, None, 1.0, 0)
+    for _ in range(2):  # what it wrote itself it writes again
+        sample_waves.main(stereo, 1, None, None, 1.0, 0)
     said = capsys.readouterr().out
     assert "every frame by itself from the prior" in said
     wave, rate = soundfile.read(said.split()[-1].replace(".png", "/000.wav"))
@@ -304,6 +315,11 @@ def test_new_sounds_say_how_they_were_drawn(mono, stereo, analysed, capsys, monk
     assert decode.main(0.0) == 0
     again, _ = soundfile.read(stereo.workdir / "latents" / "000-model.wav")
     assert again.shape == wave.shape and np.corrcoef(again.ravel(), wave.ravel())[0, 1] > 0.5  # the model's own noise is drawn anew
+    whole = dict(np.load(given))
+    np.savez(given, **{**whole, "latents": drawn + 1})
+    with pytest.raises(UserError, match="000.npz holds other latents than would be written, changed or of another sound or checkpoint: move it away"):
+        sample_waves.main(stereo, 1, None, None, 1.0, 0)
+    np.testing.assert_array_equal(np.load(given)["latents"], drawn + 1)
 
 
 @pytest.mark.parametrize("flag", ["seconds", "temperature"])
@@ -323,21 +339,31 @@ def measured(mono):
 
 
 def test_figures_beside_silence_and_the_mean_spectrum(mono, measured):
-    """The mean spectrum by NumPy's own transform."""
+    """The mean spectrum by NumPy's own transform; of a short record what is behind its samples counts for nothing."""
     found = measured
     sources = session.sources(mono)
-    train, test = (sources[r].read(np.arange(len(sources[r])))["audio"][..., 0] / 32768 for r in ("train", "test"))
+    crops = {role: sources[role].read(np.arange(len(sources[role]))) for role in ("train", "test")}
+    train, test = (crops[role]["audio"][..., 0] / 32768 for role in ("train", "test"))
+    lengths = crops["train"]["valid"]
+    assert sorted(lengths)[:2] == [700, CROP] and crops["test"]["valid"].min() == CROP
 
     def magnitudes(x, window):
         padded = np.pad(x, ((0, 0), (window // 2, window // 2)), mode="reflect")
         frames = np.lib.stride_tricks.sliding_window_view(padded, window, 1)[:, ::window // 4]
         return np.abs(np.fft.rfft(frames * np.hanning(window + 1)[:-1]))
 
-    expected = 0.0
+    expected, silence = 0.0, 0.0
     for window in (256, 64):
-        s, z = magnitudes(test, window), magnitudes(train, window).mean((0, 1))
+        heard = [s[:1 + n // (window // 4)] for s, n in zip(magnitudes(train, window), lengths)]
+        silence += np.mean([1 + np.log(s / 1e-3 + 1).mean() for s in heard])
+        s, z = magnitudes(test, window), np.mean([s.mean(0) for s in heard], 0)
         expected += np.mean(((s - z) ** 2).mean((1, 2)) / (s**2).mean((1, 2)) + np.abs(np.log(s + 1e-3) - np.log(z + 1e-3)).mean((1, 2)))
     assert found["eval/test/mean_spectrum_distance"] == pytest.approx(expected, rel=1e-3)
+    assert found["eval/train/silence_distance"] == pytest.approx(silence, rel=1e-3)
+    code = jax.jit(mono.task.encode)(mono.params, mono.variables, crops["train"])
+    mean, logvar = (np.asarray(code[name], np.float64) for name in ("mean", "logvar"))
+    nats = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).sum(-1)
+    assert found["eval/train/kl"] == pytest.approx(np.mean([row[:-(-n // HOP)].mean() for row, n in zip(nats, lengths)]), rel=1e-4)
     better = min(expected, found["eval/test/silence_distance"])
     assert found["eval/test/distance_ratio"] == pytest.approx(found["eval/test/loss"] / better, rel=1e-3)
     assert set(assess_waves.ratios(found)) == {"eval/test/distance_ratio"}
@@ -371,3 +397,27 @@ def test_other_models_are_refused(mono, monkeypatch):
         trained.open_run_of_waves()
     with pytest.raises(UserError, match="there is no .*analysis.npz: write it with `analyse`"):
         analysis.load(mono._replace(workdir=mono.workdir / "none"))
+
+
+def test_bench_plays_a_model_of_its_size(mono, monkeypatch):
+    """In a process of its own: `bench` has flags that other verbs have too."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    m = mono.config.model
+    sizes = {"capacity": m.capacity, "latent": m.latent, "ratios": m.ratios, "bands": m.bands, "noise_ratios": m.noise_ratios, "windows": m.windows,
+             "noise_hidden": m.noise_hidden, "amplitudes": m.amplitudes, "high_hz": m.high_hz, "causal": True}
+    given = ["--config=experiments/rave.py:small", f"--config.data.dir={mono.config.data.dir}", f"--config.data.crop={CROP}",
+             f"--config.run.compile_cache={mono.config.run.compile_cache}", *(f"--config.model.{name}={value}" for name, value in sizes.items())]
+    made = launch.run("bench", *given, f"--play={4 * HOP}", "--steps=3")
+    assert made.returncode == 0, made.stderr
+    found, config = json.loads(made.stdout), mono.config
+    config = Config(name="played", task="rave", model=dataclasses.replace(m, causal=True), data=config.data)
+    params, _ = jax.eval_shape(rave.make(config, mono.spec).init, jax.random.key(0), {"audio": jnp.zeros((1, CROP, 1))})
+    assert found["parameters"] == sum(x.size for player in ("encoder", "decoder") for x in jax.tree.leaves(params[player]))
+    assert found["latency"] == rave.live(config, mono.spec).latency and found["causal"] and found["rate"] == RATE
+    assert found["block"] == 4 * HOP and found["block_lasts_ms"] == 1e3 * 4 * HOP / RATE and 0 < found["block_ms"] <= found["worst_block_ms"]
+    times = [found[name] for name in ("encode_times", "decode_times", "stream_times", "worst_stream_times")]
+    assert min(times) > 0 and found["worst_stream_times"] <= found["stream_times"]
+    for flags, sentence in (((*given, f"--play={HOP + 1}"), "a block of 17 samples is no multiple of the model's hop of 16: give 16."),
+                            (("--config=experiments/mnist.py", "--play=64"), "--play times models of the wave")):
+        refused = launch.run("bench", *flags)
+        assert refused.returncode == 2 and sentence in refused.stderr and "Traceback" not in refused.stderr, refused.stderr

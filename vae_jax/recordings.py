@@ -5,7 +5,10 @@ length of a sound, the host's does: it holds the sound and the result.
 """
 
 import functools
+import io
 import os
+import zipfile
+import zlib
 from typing import Callable, NamedTuple
 
 import jax
@@ -29,7 +32,8 @@ class Through(NamedTuple):
     errors(wave, made [t, c], in time with it) -> {as `spectral.of_clips` names them: [k]}, of stretches as long as the model's crops, without a last
     one that is shorter.
 
-    All three give None if interrupted. frames(samples) -> how many are needed. hop: samples a frame; latent: numbers a frame.
+    All three give None if interrupted. frames(samples) -> how many are needed. hop: samples a frame; latent: numbers a frame; encoder: a number that
+    tells this run's from others, and so what latents mean (stage 2 leaves it as it is).
     """
 
     encode: Callable
@@ -38,6 +42,7 @@ class Through(NamedTuple):
     frames: Callable
     hop: int
     latent: int
+    encoder: int
 
 
 def through(run, interrupted=lambda: False) -> Through:
@@ -54,8 +59,8 @@ def through(run, interrupted=lambda: False) -> Through:
     def sound(weights, z_nd, first, key):
         return run.task.decode(*weights, z_nd[None], None, key, first)["audio"].reshape(-1, hop * channels)
 
-    def compare(x, y):
-        return spectral.of_clips(x, y, run.task.front.rate, 0, m.distance, m.windows, m.high_hz)
+    def compare(x, y, valid):
+        return spectral.of_clips(x, y, run.task.front.rate, 0, m.distance, m.windows, m.high_hz, valid)
 
     latents, sound, compare = (jax.jit(fn, out_shardings=meshes.replicated(run.mesh)) for fn in (latents, sound, compare))
     weights = run.params, run.variables
@@ -76,12 +81,14 @@ def through(run, interrupted=lambda: False) -> Through:
         found = []
         for start in range(0, max(1, len(wave_tc) - crop + 1), crop):
             pair = (np.pad(x[start:start + crop], ((0, max(0, crop - len(x) + start)), (0, 0)))[None] for x in (wave_tc, made_tc))
-            found.append(jax.device_get(compare(*pair)))
+            found.append(jax.device_get(compare(*pair, np.array([min(crop, len(wave_tc))]))))
             if interrupted():
                 return None
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
-    return Through(encode, decode, errors, frames, hop, latent)
+    encoder = jax.tree.leaves(jax.device_get((run.params["encoder"], run.variables["encoder"])))
+    mark = functools.reduce(lambda found, leaf: zlib.crc32(np.ascontiguousarray(leaf), found), encoder, 0)
+    return Through(encode, decode, errors, frames, hop, latent, mark)
 
 
 def _pieces(fn, x_nk, key, most: int, interrupted) -> np.ndarray | None:
@@ -129,8 +136,24 @@ def _named(channels):
 
 def stored(run, through: Through, latents: np.ndarray, samples: int) -> dict[str, np.ndarray]:
     """The arrays of a file of latents, which `decode` reads: float32 [frames, d] of so many samples, and what tells which model they are of."""
-    beside = {"rate": run.task.front.rate, "hop": through.hop, "samples": samples, "step": run.step}
+    beside = {"rate": run.task.front.rate, "hop": through.hop, "samples": samples, "step": run.step, "encoder": through.encoder}
     return {"latents": latents} | {name: np.asarray(value) for name, value in beside.items()}
+
+
+def keep_changed(files: dict) -> None:
+    """Raises UserError where one of the files of latents to be written, {path: arrays}, is there already and holds others."""
+    for path, arrays in files.items():
+        if path.exists() and not _holds(path, arrays):
+            raise UserError(f"{path} holds other latents than would be written, changed or of another sound or checkpoint: move it away.")
+
+
+def _holds(path, arrays: dict) -> bool:
+    """Whether a file holds these arrays and no others."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            return set(file.files) == set(arrays) and all(np.array_equal(file[name], value) for name, value in arrays.items())
+    except (ValueError, TypeError, EOFError, RuntimeError, AttributeError, zipfile.BadZipFile, zlib.error):
+        return False
 
 
 def refuse(given: str, *made) -> None:

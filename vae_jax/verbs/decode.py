@@ -5,7 +5,7 @@
 
 The file may be changed in between: `latents` [frames, d] with more or fewer frames, other values, another's. Of coordinates [frames, r] (encode
 --fidelity), the directions that are left out are noise of the prior, always the same, as in the paper. Writes WORKDIR/latents/NAME-model.wav, no
-louder than the model plays it.
+louder than the model plays it. Latents of another model of the same sizes are played, and it is said that they are another's.
 """
 
 import io
@@ -55,7 +55,10 @@ def main(started: float) -> int:
     recordings.refuse(LATENTS.value, path)
     factor = min(1.0, sounds.gain(wave))
     path.write_bytes(sounds.wav(wave, run.task.front.rate, factor))
-    if stored["step"] != run.step:
+    if stored.get("encoder") != through.encoder:
+        print(f"these latents are of another encoder, of another run or another step of stage 1 (step {stored['step']} there, {run.step} here): they "
+              "are played as they are, and need not sound like what they were made from")
+    elif stored["step"] != run.step:
         print(f"encoded at step {stored['step']}, decoded at step {run.step}")
     print(f"{len(wave) / run.task.front.rate:.2f} s of {len(latents)} frames, gain of the file {factor:.3g}")
     print(path)

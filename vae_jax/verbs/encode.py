@@ -5,15 +5,13 @@
     python -m vae_jax decode --workdir=runs/rave --latents=runs/rave/latents/mine.npz
 
 Writes WORKDIR/latents/NAME.npz, NAME from the file and the directions kept (mine, mine-fidelity0.95, mine-dims8): `latents` float32 [frames, d], the
-posterior means, no draw; `rate`, `hop` (samples a frame), `samples` of the sound at the model's rate, `step` of the checkpoint. With --fidelity or
---dims `latents` are the coordinates [frames, r] on the first r directions of WORKDIR/analysis.npz, and `analysis` says of which analysis. A file of
-latents that was changed is not overwritten. A sound of any length, rate and number of channels.
+posterior means, no draw; `rate`, `hop` (samples a frame), `samples` of the sound at the model's rate, `step` of the checkpoint, `encoder`, a number
+that tells its encoder from others. With --fidelity or --dims `latents` are the coordinates [frames, r] on the first r directions of
+WORKDIR/analysis.npz, and `analysis` says of which analysis. A file of latents that was changed is not overwritten. A sound of any length, rate and
+number of channels.
 """
 
-import io
 import pathlib
-import zipfile
-import zlib
 
 from absl import flags
 
@@ -53,21 +51,9 @@ def main(started: float) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{pathlib.Path(WAV.value).stem}{kept}.npz"
     recordings.refuse(WAV.value, path)
-    if path.exists() and not _holds(path, arrays):
-        raise UserError(f"{path} holds other latents than would be written, changed or of another sound or checkpoint: move it, or rename the sound.")
+    recordings.keep_changed({path: arrays})
     session.write_npz(path, arrays)
     rate = run.task.front.rate
     print(f"{len(wave) / rate:.2f} s as {len(latents)} frames of {arrays['latents'].shape[1]} numbers, {rate / through.hop:.4g} frames a second")
     print(path)
     return 0
-
-
-def _holds(path, arrays: dict) -> bool:
-    """Whether a file holds these arrays and no others."""
-    import numpy as np
-
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            return set(file.files) == set(arrays) and all(np.array_equal(file[name], value) for name, value in arrays.items())
-    except (ValueError, TypeError, EOFError, RuntimeError, AttributeError, zipfile.BadZipFile, zlib.error):
-        return False

@@ -229,16 +229,12 @@ def _held_out(run, interrupted) -> str:
     """The run's own held-out error in words, and how many speakers it is of, where they are known."""
     import numpy as np
 
-    from vae_jax import evaluate, session
+    from vae_jax import evaluate
     from vae_jax.media import figures, measures
 
-    front, role = run.task.front, next((r for r in ("test", "validation") if getattr(run.config.data, r)), "")
+    front, (role, source) = run.task.front, trained.held_out(run)
     if not role:
-        return "the run has no held-out split to compare it with"
-    try:
-        source = session.sources(run, (role,))[role]
-    except UserError:
-        return "the run's own data is gone or has changed, so there is no held-out error to compare it with"
+        return source
     rows = evaluate.collect(_rebuild(run, False), run.params, run.variables, source, run.mesh, run.config.eval.batch, COMPARED, interrupted)
     if rows is None:
         return "its held-out error was not measured, as asked"

@@ -92,7 +92,7 @@ def _rebuilt(run, source, count, interrupted):
 
     def rebuild(params, variables, batch):
         x, y = front.analyse(batch), tasks.rebuild(run.task, params, variables, batch)[1]["audio"]
-        found = spectral.of_clips(x, y, front.rate, front.delay, m.distance, m.windows, m.high_hz)
+        found = spectral.of_clips(x, y, front.rate, front.delay, m.distance, m.windows, m.high_hz, batch["valid"])
         return found | {"row": batch["index"], "original": x[:, :x.shape[1] - front.delay], "model": y[:, front.delay:]}
 
     batch = min(run.config.eval.batch, HEARD, count)
@@ -106,13 +106,9 @@ def _said(run, rows) -> str:
 
 def _held_out(run, interrupted) -> str | None:
     """The run's own held-out errors in words; None if interrupted."""
-    role = next((r for r in ("test", "validation") if getattr(run.config.data, r)), "")
+    role, source = trained.held_out(run)
     if not role:
-        return "the run has no held-out split to compare it with"
-    try:
-        source = session.sources(run, (role,))[role]
-    except UserError:
-        return "the run's own data is gone or has changed, so there is no held-out error to compare it with"
+        return source
     rows = _rebuilt(run, source, COMPARED, interrupted)
     return None if rows is None else f"held-out ({role}, {len(rows['row'])} examples) {_said(run, rows)}"
 

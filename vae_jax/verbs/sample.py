@@ -13,7 +13,7 @@ seed; of sounds also NAME/NUMBER.wav of the first 64, all at one gain.
 
 Models of the wave (RAVE), after `analyse`: the first directions of their latents, those of a fidelity, go on from frame to frame as in the training
 sounds, the others are noise of the prior. Without an analysis, or with --fidelity=0, every frame is drawn from the prior by itself. There is no
-NAME.npz: NAME/NUMBER.npz of every sound has its latents, as `encode` writes them, for `decode`.
+NAME.npz: NAME/NUMBER.npz of every sound has its latents, as `encode` writes them, for `decode`; one that was changed is not overwritten.
 """
 
 import math

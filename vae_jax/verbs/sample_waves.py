@@ -21,22 +21,24 @@ def main(run, count: int, seconds: float | None, f: float | None, temperature: f
     if f != 0 and (f is not None or (run.workdir / "analysis.npz").exists()):
         f = FIDELITY if f is None else f
         directions, r = analysis.directions(run, f, None)
+    folder, name = run.workdir / "samples", f"count{count}-seconds{samples / front.rate:.4g}-" + (
+        f"fidelity{f:g}" if directions else "prior") + f"-temperature{temperature:g}-seed{seed}"
     with session.Leaving() as leaving:
         through = recordings.through(run, leaving.now)
-        latents, waves = [], []
-        for i in range(count):
-            latents.append(analysis.draw(run, directions, r if directions else 0, through.frames(samples), temperature, (seed, i)))
-            waves.append(through.decode(latents[-1], samples, jax.random.fold_in(jax.random.key(seed), i)))
+        latents = [analysis.draw(run, directions, r if directions else 0, through.frames(samples), temperature, (seed, i)) for i in range(count)]
+        files = {folder / name / f"{i:03d}.npz": recordings.stored(run, through, code, samples) for i, code in enumerate(latents)}
+        recordings.keep_changed(files)
+        waves = []
+        for i, code in enumerate(latents):
+            waves.append(through.decode(code, samples, jax.random.fold_in(jax.random.key(seed), i)))
             if waves[-1] is None or leaving.now():
                 trained.left(True)
                 return 0
     if not meshes.is_main():
         return 0
-    folder, name = run.workdir / "samples", f"count{count}-seconds{samples / front.rate:.4g}-" + (
-        f"fidelity{f:g}" if directions else "prior") + f"-temperature{temperature:g}-seed{seed}"
     (folder / name).mkdir(parents=True, exist_ok=True)
-    for i, code in enumerate(latents):
-        session.write_npz(folder / name / f"{i:03d}.npz", recordings.stored(run, through, code, samples))
+    for path, arrays in files.items():
+        session.write_npz(path, arrays)
     factor = sounds.gain(*waves)
     for i, wave in enumerate(waves[:FILES]):
         (folder / name / f"{i:03d}.wav").write_bytes(sounds.wav(wave, front.rate, factor))

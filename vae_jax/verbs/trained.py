@@ -15,6 +15,19 @@ def left(early: bool) -> None:
         print("left before the end, as asked; nothing was written")
 
 
+def held_out(run):
+    """(role, data.Source) of the run's own held-out split, or ('', why there is none)."""
+    from vae_jax import session
+
+    role = next((r for r in ("test", "validation") if getattr(run.config.data, r)), "")
+    if not role:
+        return "", "the run has no held-out split to compare it with"
+    try:
+        return role, session.sources(run, (role,))[role]
+    except UserError:
+        return "", "the run's own data is gone or has changed, so there is no held-out error to compare it with"
+
+
 def open_run():
     """The run that --workdir and --checkpoint name. Raises UserError."""
     from vae_jax import config as configs
