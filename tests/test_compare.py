@@ -9,12 +9,12 @@ from PIL import Image
 
 from vae_jax import config as configs
 from vae_jax.config import Config
-from vae_jax.tasks import vae
+from vae_jax.tasks import rave, vae
 
 
-def run_of(folder, seed, sigma, results):
+def run_of(folder, seed, sigma, results, **task):
     folder.mkdir()
-    config = Config(name="toy", seed=seed, model=vae.Model(sigma=sigma, likelihood="gaussian"))
+    config = Config(**{"name": "toy", "seed": seed, "model": vae.Model(sigma=sigma, likelihood="gaussian"), **task})
     (folder / "config.json").write_text(json.dumps(configs.to_dict(config)))
     if results is not None:
         (folder / "evaluation.json").write_text(json.dumps({"results": results}))
@@ -30,6 +30,19 @@ def test_a_table_by_setting_with_seeds_averaged(tmp_path):
     assert [row["settings"] for row in rows] == ["sigma=0.2", "sigma=0.1"] and [row["seeds"] for row in rows] == ["2", "1"]
     assert float(rows[0]["-ELBO"]) == 11.5 and float(rows[0]["-ELBO sd"]) == pytest.approx(3 / 2**0.5, rel=1e-5) and float(rows[1]["KL"]) == 8
     assert Image.open(tmp_path / "out" / "rate.png").size[0] > 500
+
+
+def test_a_loss_has_the_name_of_what_it_is(tmp_path):
+    """Of runs of two tasks it is just the loss."""
+    figures = [{"eval/test/loss": 6.4, "eval/test/distance_ratio": 0.5, "eval/test/kl": 17.0}, {"eval/test/loss": 7.2, "eval/test/distance_ratio": 0.6},
+               {"eval/test/loss": 90.0}]
+    tasks = [{"task": "rave", "model": rave.Model(latent=d)} for d in (64, 128)] + [{}]
+    runs = [run_of(tmp_path / f"run{i}", 0, 0.1, f, **task) for i, (f, task) in enumerate(zip(figures, tasks))]
+    for given, columns in ((runs[:2], {"spectral distance": "6.4", "distance ratio": "0.5"}), (runs[1:], {"loss": "7.2"})):
+        found = launch.run("compare", f"--runs={','.join(given)}", f"--out={tmp_path / 'out'}")
+        assert found.returncode == 0 and "rate.png" not in found.stdout, found.stderr
+        row = next(csv.DictReader(open(tmp_path / "out" / "table.csv")))
+        assert {k: v for k, v in row.items() if k not in ("settings", "seeds") and not k.endswith(" sd")} == columns
 
 
 def test_a_run_given_twice_is_no_second_seed(tmp_path):

@@ -4,7 +4,7 @@
     python -m vae_jax compare --runs=runs/fsdd,runs/fsdd_sigma0.1,runs/fsdd_sigma0.2 --out=runs/compare
 
 Each line is named by the settings in which it differs from the others; runs that differ in the seed alone are one line, mean and standard
-deviation over seeds. Writes OUT/table.csv and OUT/rate.png: KL in nats against squared error of held-out reconstructions.
+deviation over seeds. Writes OUT/table.csv and, of models with both, OUT/rate.png: KL in nats against squared error of held-out reconstructions.
 """
 
 import csv
@@ -18,12 +18,15 @@ from vae_jax.config import UserError
 
 RUNS = flags.DEFINE_list("runs", [], "Run folders, evaluated.")
 OUT = flags.DEFINE_string("out", "", "Folder for table.csv and rate.png.")
+LOSSES = {"vae": "-ELBO", "rave": "spectral distance", "classifier": "cross-entropy"}  # what a task's loss is
 COLUMNS = {  # path in evaluation.json -> title
-    "eval/test/loss": "-ELBO", "eval/test/nll": "NLL", "eval/test/reconstruction": "reconstruction", "eval/test/kl": "KL",
+    "eval/test/loss": "loss", "eval/test/distance_ratio": "distance ratio", "eval/test/error_db": "error in dB",
+    "eval/test/high_error_db": "high error in dB", "eval/test/nll": "NLL", "eval/test/reconstruction": "reconstruction", "eval/test/kl": "KL",
     "eval/test/active_units": "units", "eval/test/components_used": "components", "eval/test/components_least_share": "least share",
     "eval/test/model_mse": "MSE", "eval/test/model_rmse_db": "dB", "eval/test/heard_rmse_db": "heard dB", "judge/accuracy": "judge",
     "judge/classes": "classes", "judge/confidence": "confidence", "judge/agreement": "agreement", "judge/class_agreement": "of class",
-    "judge/class_agreement_least": "of worst class", "judge/nearest": "nearest", "judge/diversity": "diversity"}
+    "judge/class_agreement_least": "of worst class", "judge/nearest": "nearest", "judge/diversity": "diversity",
+    "judge/frechet": "Frechet distance"}
 RATE, DISTORTION = "eval/test/kl", "eval/test/model_mse"
 
 
@@ -36,6 +39,8 @@ def main(started: float) -> int:
     if len(RUNS.value) < 2 or not OUT.value:
         raise UserError("give two runs or more, and a folder: --runs=runs/a,runs/b --out=runs/compare.")
     stored = [_settings(configs.to_dict(configs.read(path))) for path in RUNS.value]
+    tasks = {settings["task"] for settings in stored}
+    titles = COLUMNS | ({"eval/test/loss": LOSSES.get(tasks.pop(), "loss")} if len(tasks) == 1 else {})
     varied = [name for name in dict.fromkeys(n for s in stored for n in s) if len({json.dumps(s.get(name)) for s in stored}) > 1]
     lines, seen = {}, {}
     for path, settings in zip(RUNS.value, stored):
@@ -44,11 +49,11 @@ def main(started: float) -> int:
         if (name, settings["seed"]) in seen:
             raise UserError(f"{seen[name, settings['seed']]} and {path} are the same experiment with the same seed; give one of them.")
         seen[name, settings["seed"]] = path
-    columns = [c for c in COLUMNS if all(c in results for line in lines.values() for results in line)]
+    columns = [c for c in titles if all(c in results for line in lines.values() for results in line)]
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
-    table.writerow(["settings", "seeds", *(part for c in columns for part in (COLUMNS[c], f"{COLUMNS[c]} sd"))])
-    print(f"{'':{max(map(len, lines))}s} seeds " + " ".join(f"{COLUMNS[c]:>20s}" for c in columns))
+    table.writerow(["settings", "seeds", *(part for c in columns for part in (titles[c], f"{titles[c]} sd"))])
+    print(f"{'':{max(map(len, lines))}s} seeds " + " ".join(f"{titles[c]:>20s}" for c in columns))
     points = {}
     for name, line in lines.items():
         found = {c: np.array([results[c] for results in line]) for c in columns}
