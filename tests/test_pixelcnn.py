@@ -61,6 +61,32 @@ def test_receptive_field_is_the_formula_without_a_blind_spot():
     assert model.reach == 4
 
 
+def test_full_pass_equals_masked_convolutions():
+    """The paper's form: whole kernels, of which a mask leaves the half that is ours, on a map that is not shifted."""
+
+    def masked(x, kernel, size):
+        kernel = np.pad(kernel, [(0, whole - part) for whole, part in zip(size, kernel.shape)] + [(0, 0)] * 2)
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def gate(x):
+        a, b = np.split(np.asarray(x), 2, -1)
+        return np.tanh(a) / (1 + np.exp(-b))
+
+    params, codes, label = parameters(LABELLED), random_codes(3), np.array([2, 0, 1])
+    p = jax.tree.map(np.asarray, params["params"])
+    dense = lambda x, name, layer=p: x @ layer[name]["kernel"] + layer[name]["bias"]
+    v = h = p["codes"][codes]
+    for i in range(LABELLED.layers):
+        layer, k = p[f"stack_{i}"], 3 if i else 5
+        to_vertical, to_horizontal = np.split(layer["label"]["embedding"][label][:, None, None], 2, -1)
+        x = masked(v, layer["kernel_vertical"], (k, k)) + layer["bias_vertical"]
+        y = masked(h, layer["kernel_horizontal"], (1, k)) + dense(x, "link", layer) + to_horizontal
+        v, y = gate(x + to_vertical), dense(gate(y), "mix", layer)
+        h = h + y if i else y
+    logits = dense(np.maximum(dense(np.maximum(h, 0), "head"), 0), "out")
+    np.testing.assert_allclose(full(LABELLED, params, codes, jnp.asarray(label)), logits, rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize("kernel", [(2, 3), (1, 2), (3, 7), (4, 8)])  # the last one covers all of x
 def test_patches_equal_the_librarys_convolution(kernel, monkeypatch):
     rng = np.random.default_rng(0)

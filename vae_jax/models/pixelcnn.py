@@ -138,7 +138,7 @@ class Layer(nn.Module):
             self.label = nn.Embed(self.labels, 4 * c, dtype=self.dtype)
 
     def vertical(self, v_bhwc, label_b):
-        """h rows below kernel // 2 others (first: those above alone) -> their features [b, h, w, c] and the link to the horizontal gates [..., 2c]."""
+        """h rows below kernel // 2 others (first: those above alone) -> their features [b, h, w, c] and the links to the horizontal gates."""
         n = self.kernel // 2
         v = jnp.pad(v_bhwc, ((0, 0), (0, 0), (n, n), (0, 0)))
         x = _convolve(v, self.kernel_vertical.astype(self.dtype)) + self.bias_vertical.astype(self.dtype)
