@@ -92,7 +92,7 @@ def prepare(model: WaveNet, params, batch: int, condition_bg=None):
 
     Outside of the loop over positions, where cutting takes longer than multiplying. For one sequence on a CPU the kernels behind the gates are cut
     further into BLOCKS of columns, and the skip connections into GROUPS of layers: XLA has one core multiply a vector by a matrix, and these matrices
-    overflow its cache, but hands a part of many independent products to other cores, which multiply by one group while the next layers are on their way.
+    overflow its cache, but hands a part of many independent products to other cores, which multiply by one group while the next layers are under way.
     """
     p = params["params"]
     _check(p, condition=condition_bg)
@@ -143,9 +143,9 @@ def step(model: WaveNet, weights, state, previous_b, local_bc=None):
 def generate(model: WaveNet, params, key, shape, condition_bg=None, local_btc=None, temperature=1.0, top_k=None, x_bt=None, mask_bt=None):
     """Draws sequences: int32 of shape (b, t), the same for the same key.
 
-    temperature: a number or [b]; top_k: of classes; see `discretized`. Where mask [b, t] is True the integer given in x is kept, and everything behind
-    it is drawn to fit (a given beginning, or gaps to be filled); what lies before it is not. Raises UserError for top_k with logistics and for x or mask
-    alone.
+    temperature: a number or [b]; top_k: of classes; see `discretized`. Where mask [b, t] is True the integer given in x is kept, and everything
+    behind it is drawn to fit (a given beginning, or gaps to be filled); what lies before it is not. Raises UserError for top_k with logistics and for
+    x or mask alone.
     """
     b, t = shape
     if (x_bt is None) != (mask_bt is None):
