@@ -35,11 +35,12 @@ class Likelihood(NamedTuple):
 
 
 def get(name: str, **settings) -> Likelihood:
-    """A likelihood by name: bernoulli, continuous_bernoulli, gaussian, logistic_mixture; settings are those of its function.
+    """A likelihood by name: bernoulli, continuous_bernoulli, gaussian, categorical, logistic_mixture; settings are those of its function.
 
     Raises UserError for an unknown name or an impossible setting.
     """
-    table = {"bernoulli": bernoulli, "continuous_bernoulli": continuous_bernoulli, "gaussian": gaussian, "logistic_mixture": logistic_mixture}
+    table = {"bernoulli": bernoulli, "continuous_bernoulli": continuous_bernoulli, "gaussian": gaussian, "categorical": categorical,
+             "logistic_mixture": logistic_mixture}
     if name not in table:
         raise UserError(f"Likelihood {name!r} is not known; choose one of {', '.join(table)}.")
     return table[name](**settings)
@@ -140,6 +141,27 @@ def gaussian(sigma: float = 0.0, min_sigma: float = 1 / 256, squash: bool = Fals
         return jnp.full(x.shape[:1], nats * math.prod(x.shape[1:]), jnp.float32)
 
     return Likelihood(_same, log_prob, lambda outputs: _shaped_like(outputs, centre(outputs)), sample, floor)
+
+
+def categorical(levels: int = 256) -> Likelihood:
+    """A probability for each of `levels` grey values of each channel, on its own; 'x' holds their logits, channel by channel."""
+
+    def split(outputs):
+        x = outputs["x"]
+        return x.astype(jnp.float32).reshape(*x.shape[:-1], -1, levels)
+
+    def log_prob(outputs, x):
+        level = jnp.round(x * (levels - 1)).astype(jnp.int32)[..., None]
+        chances = jax.nn.log_softmax(split(outputs))
+        return jnp.sum(jnp.take_along_axis(chances, level, -1).reshape(len(x), -1), -1)
+
+    def mean(outputs):
+        return jax.nn.softmax(split(outputs)) @ jnp.linspace(0.0, 1.0, levels)
+
+    def sample(outputs, key):
+        return jax.random.categorical(key, split(outputs)).astype(jnp.float32) / (levels - 1)
+
+    return Likelihood(lambda channels: channels * levels, log_prob, mean, sample, _no_floor, bits=True)
 
 
 def logistic_mixture(components: int = 10, levels: int = 256) -> Likelihood:

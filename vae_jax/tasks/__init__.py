@@ -8,7 +8,8 @@ from typing import Any, Callable, NamedTuple
 
 from vae_jax.config import Config, Optim, UserError
 
-TASKS = {"vae": "vae_jax.tasks.vae", "rave": "vae_jax.tasks.rave", "classifier": "vae_jax.tasks.classifier"}
+TASKS = {"vae": "vae_jax.tasks.vae", "vqvae": "vae_jax.tasks.vqvae", "code_prior": "vae_jax.tasks.code_prior",
+         "rave": "vae_jax.tasks.rave", "classifier": "vae_jax.tasks.classifier"}
 
 
 class Move(NamedTuple):
@@ -63,9 +64,9 @@ class Task(NamedTuple):
 
 
 def rebuild(task: Task, params, variables, batch) -> tuple[dict, dict]:
-    """What a task makes of a batch through the posterior means, without a draw: the rows of `encode`, and those of `decode`."""
+    """What a task makes of a batch through posterior means or codes, without a draw: the rows of `encode`, and those of `decode`."""
     code = task.encode(params, variables, batch)
-    return code, task.decode(params, variables, code["mean"], task.condition and task.condition(batch))
+    return code, task.decode(params, variables, code.get("mean", code.get("indices")), task.condition and task.condition(batch))
 
 
 def module(name: str):

@@ -1,0 +1,135 @@
+"""The VQ-VAE's task and the prior over its codes, on small pictures."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import entropy
+
+from vae_jax import corruptions, records, tasks, update
+from vae_jax.config import Config, Optim, UserError
+from vae_jax.models import vqvae as models
+from vae_jax.tasks import code_prior, vqvae
+
+SMALL = dict(hidden=8, residual=4, blocks=1, codes=8, dims=4, kmeans=2, variance=0.1)
+SPEC = records.Spec("toy", {"image": records.Field((16, 16, 3), "uint8"), "label": records.Field((), "int64", ("a", "b"))}, {"train": 8})
+BATCH = {"image": np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3)).astype(np.uint8), "label": np.arange(8) % 2}
+
+
+def start(config):
+    """task, a fresh state, and what takes a state so many steps further: (state, metrics of the last)."""
+    task = tasks.get(config, SPEC)
+    step = jax.jit(lambda state, batch: update.update(task, config, state, batch, ("train",)))
+
+    def train(state, steps):
+        for _ in range(steps):
+            state, found = step(state, BATCH)
+        return state, found
+
+    return task, jax.jit(lambda batch: update.init_state(task, config, batch))(BATCH), train
+
+
+def made(**settings):
+    config = Config(task="vqvae", model=vqvae.Model(**SMALL | settings), optim=Optim(lr=1e-3))
+    return config, *start(config)
+
+
+def size(tree):
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def test_published_sizes():
+    shapes = jax.eval_shape(lambda k: (models.Encoder(128, 32, 2, 2, 64).init(k, jnp.zeros((1, 32, 32, 3))),
+                                       models.Decoder(128, 32, 2, 2, 3).init(k, jnp.zeros((1, 8, 8, 64)))), jax.random.key(0))
+    assert (size(shapes[0]), size(shapes[1])) == (372_416, 290_307)
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(quantizer="loss", condition="label"), dict(quantizer="fsq", grid=(4, 3)), dict(groups=2, levels=2, restart=0.5),
+                                      dict(likelihood="categorical"), dict(likelihood="logistic_mixture")])
+def test_every_kind_learns(settings):
+    config, task, state, train = made(**settings)
+    state, early = train(state, 2)
+    state, late = train(state, 60)
+    assert late["loss"] < early["loss"] and bool(late["finite"])
+    code, rebuilt = jax.jit(lambda *a: tasks.rebuild(task, *a))(state.params, state.variables, BATCH)
+    q = vqvae.quantizer(config.model)
+    assert code["indices"].shape == (8, 4, 4, q.groups * q.levels) and code["indices"].max() < q.codes and rebuilt["image"].shape == (8, 16, 16, 3)
+    rows = jax.jit(task.metrics)(state.params, state.variables, BATCH, jax.random.key(0))
+    sums, squares = ({k: np.float64(f(v)).sum(0) for k, v in rows.items()} for f in (np.asarray, np.square))
+    summary = task.summary(sums, squares, 8)
+    x, rebuilt = BATCH["image"] / 255.0, np.asarray(rebuilt["image"])
+    mse = np.mean((rebuilt - x) ** 2, (1, 2, 3))
+    assert summary["mse"] == pytest.approx(mse.mean(), rel=1e-4) and summary["psnr"] == pytest.approx(np.mean(-10 * np.log10(mse)), rel=1e-4)
+    shares = [np.bincount(np.asarray(code["indices"])[..., c].reshape(-1), minlength=q.codes) for c in range(q.groups * q.levels)]
+    assert summary["perplexity"] == pytest.approx(np.mean([np.exp(entropy(s)) for s in shares]), rel=1e-4)
+    if settings.get("likelihood"):
+        nats = summary["loss"] * 768 + 16 * math.log(8)
+        assert summary["bits_per_dim_uniform"] == pytest.approx(nats / 768 / math.log(2), rel=1e-5)
+
+
+def test_the_codebook_moves_by_averages_alone_and_where_the_loss_says():
+    config, task, state, train = made()
+    assert not jax.tree.leaves(state.params["quantizer"]) and state.variables["quantizer"]["codebook"].shape == (1, 1, 8, 4)
+    after, _ = train(state, 1)
+    assert float(after.variables["quantizer"]["weight"]) == pytest.approx(0.01)
+    _, _, state, _ = made(quantizer="loss")
+    assert not jax.tree.leaves(state.variables["quantizer"]) and size(state.params["quantizer"]) == 32
+
+
+def test_a_prior_over_the_codes_of_a_frozen_autoencoder():
+    _, auto, first, train = made(groups=2)
+    first, _ = train(first, 20)
+    config = Config(task="code_prior", optim=Optim(lr=1e-2), model=code_prior.Model(autoencoder=vqvae.Model(**SMALL, groups=2), channels=8, layers=2,
+                                                                                    first_kernel=3, hidden=8, condition="label"))
+    task, state, train = start(config)
+    state = state.replace(params={**state.params, **first.params}, variables={**state.variables, **first.variables})
+    kept = jax.tree.map(np.asarray, state.params)
+    after, found = train(state, 30)
+    for player in vqvae.PLAYERS:
+        jax.tree.map(np.testing.assert_array_equal, after.params[player], kept[player])
+    codes = np.asarray(jax.jit(auto.encode)(first.params, first.variables, BATCH)["indices"])
+    np.testing.assert_array_equal(jax.jit(task.encode)(after.params, after.variables, BATCH)["indices"], codes)
+    rows = jax.jit(task.metrics)(after.params, after.variables, BATCH, jax.random.key(0))
+    sums = {k: np.asarray(v, np.float64).sum(0) for k, v in rows.items()}
+    summary = task.summary(sums, None, 8)
+    empirical = sum(entropy(np.bincount(codes[..., c].reshape(-1), minlength=8), base=2) for c in range(2)) / 2
+    assert summary["empirical_bits_per_code"] == pytest.approx(empirical, rel=1e-4) and summary["uniform_bits_per_code"] == pytest.approx(3.0)
+    assert summary["bits_per_code"] == pytest.approx(float(np.mean(np.asarray(rows["loss"]))) / 32 / math.log(2), rel=1e-5) and float(found["loss"]) < 32 * math.log(8)
+    written = {"codes": codes, "label": BATCH["label"]}
+    fields = {"codes": records.Field((4, 4, 2), "int32"), "label": SPEC.fields["label"]}
+    other = tasks.get(config, records.Spec("codes", fields, {"train": 8}, "", {"image": [16, 16, 3]}))
+    np.testing.assert_allclose(jax.jit(other.metrics)(after.params, after.variables, written, None)["loss"], rows["loss"], rtol=1e-5)
+    mask = np.zeros((8, 4, 4, 2), bool)
+    mask[:, :2] = True
+    request = {"temperature": np.ones(8, np.float32), "label": np.int32(BATCH["label"]), "codes": codes, "mask": mask}
+    drawn = jax.jit(task.sample)(after.params, after.variables, jax.random.key(1), request)
+    np.testing.assert_array_equal(drawn["codes"][:, :2], codes[:, :2])
+    np.testing.assert_allclose(drawn["image/mean"], jax.jit(auto.decode)(first.params, first.variables, drawn["codes"])["image"], atol=1e-5)
+
+
+def test_corruptions_against_numpy():
+    x = np.random.default_rng(1).random((3, 16, 16, 3)).astype(np.float32)
+    key = jax.random.key(0)
+    np.testing.assert_allclose(corruptions.grey(key, x)[..., 1], x @ [0.299, 0.587, 0.114], atol=1e-6)
+    spoilt = np.asarray(corruptions.patch(key, x))
+    for before, after in zip(x, spoilt):
+        changed = np.any(before != after, -1)
+        rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+        assert changed.sum() == 64 and len(rows) == len(columns) == 8 and rows[-1] - rows[0] == columns[-1] - columns[0] == 7
+        np.testing.assert_allclose(after[changed], np.broadcast_to(before[~changed].mean(0), (64, 3)), atol=1e-5)
+    assert 0.15 < np.std(np.asarray(corruptions.noise(key, np.full_like(x, 0.5))) - 0.5) < 0.25
+    small = np.asarray(corruptions.low_resolution(key, x)).reshape(3, 4, 4, 4, 4, 3).mean((2, 4))
+    assert np.mean((small - x.reshape(3, 4, 4, 4, 4, 3).mean((2, 4))) ** 2) < 0.002
+    several = np.asarray(corruptions.corrupt(key, np.repeat(x[:1], 64, 0), ("grey", "noise")))
+    grey = np.all(several[..., :1] == several, (1, 2, 3))
+    assert 16 < grey.sum() < 48 and np.asarray(corruptions.corrupt(key, x, ())) is not None
+
+
+@pytest.mark.parametrize("settings,message", [
+    (dict(likelihood="mse"), "squared, categorical"), (dict(downs=5), "do not halve 5 times"), (dict(variance=0.0), "must be above 0"),
+    (dict(corruptions=("blur",)), "'blur' is not known"), (dict(quantizer="fsq"), "grid"), (dict(condition="speaker"), "is not one of")])
+def test_refusals(settings, message):
+    with pytest.raises(UserError, match=message):
+        made(**settings)
