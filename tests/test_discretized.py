@@ -15,6 +15,10 @@ logistic_log_prob = jax.jit(discretized.logistic_log_prob, static_argnums=2)
 logistic_draw = jax.jit(discretized.logistic_draw, static_argnums=2)
 
 
+def uniform(seed, *shape):
+    return jax.random.uniform(jax.random.key(seed), shape)
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
@@ -61,32 +65,41 @@ def test_softmax_draws_match_their_frequencies(rng, temperature, top_k):
     likeliest = np.sort(logits)[::-1][:top_k][-1]
     probability = special.softmax(np.where(logits >= likeliest, logits, -np.inf) / temperature)
     rows = jnp.broadcast_to(jnp.float32(logits), (200_000, 40))
-    drawn = np.asarray(softmax_draw(jax.random.key(1), rows, temperature, top_k))
+    drawn = np.asarray(softmax_draw(uniform(1, 200_000), rows, temperature, top_k))
     assert drawn.dtype == np.int32 and chi_square(drawn, probability) > 0.01
 
 
 def test_softmax_draws_stay_inside_what_is_possible(rng):
     logits = np.where(rng.uniform(size=(5000, 256)) < 0.9, -np.inf, rng.normal(0, 30, (5000, 256)))
     logits[:, 17] = np.maximum(logits[:, 17], -1e4)
-    drawn = np.asarray(softmax_draw(jax.random.key(2), jnp.float32(logits)))
+    drawn = np.asarray(softmax_draw(uniform(2, 5000), jnp.float32(logits)))
     assert np.isfinite(np.take_along_axis(logits, drawn[:, None], 1)).all()
-    few = np.asarray(softmax_draw(jax.random.key(3), jnp.float32(logits), 50.0, 4))
+    few = np.asarray(softmax_draw(uniform(3, 5000), jnp.float32(logits), 50.0, 4))
     assert np.all(np.take_along_axis(logits, few[:, None], 1)[:, 0] >= np.sort(logits, 1)[:, -4])
 
 
 def test_temperature_is_a_number_or_one_a_row_and_zero_takes_the_likeliest(rng):
-    logits, key = jnp.float32(rng.normal(0, 1, (6, 50))), jax.random.key(4)
-    np.testing.assert_array_equal(softmax_draw(key, logits, 0.0), np.argmax(logits, -1))
-    mixed = softmax_draw(key, logits, jnp.array([0.0, 1.0, 0.0, 2.0, 0.0, 0.3]))
+    logits, random = jnp.float32(rng.normal(0, 1, (6, 50))), uniform(4, 6)
+    np.testing.assert_array_equal(softmax_draw(random, logits, 0.0), np.argmax(logits, -1))
+    mixed = softmax_draw(random, logits, jnp.array([0.0, 1.0, 0.0, 2.0, 0.0, 0.3]))
     np.testing.assert_array_equal(mixed[::2], np.argmax(logits, -1)[::2])
-    np.testing.assert_array_equal(mixed[1], softmax_draw(key, logits, 1.0)[1])
-    np.testing.assert_array_equal(softmax_draw(key, logits, 1.0, 1), np.argmax(logits, -1))
+    np.testing.assert_array_equal(mixed[1], softmax_draw(random, logits, 1.0)[1])
+    np.testing.assert_array_equal(softmax_draw(random, logits, 1.0, 1), np.argmax(logits, -1))
+
+
+def test_the_ends_of_the_uniform_numbers_are_draws_too():
+    ends = jnp.array([0.0, 1.0 - 2.0**-24])
+    logits = jnp.array([-jnp.inf, 0.0, 1.0, -jnp.inf])
+    np.testing.assert_array_equal(softmax_draw(ends, jnp.stack([logits, logits])), [1, 2])
+    wide = jnp.broadcast_to(jnp.array([0.0, 0.1, 2.0]), (2, 3))
+    np.testing.assert_array_equal(logistic_draw(jnp.stack([ends, ends], -1), wide, 256), [0, 255])
+    np.testing.assert_array_equal(logistic_draw(jnp.stack([ends, ends], -1), wide, 256, 0.0), 140)
 
 
 @pytest.mark.parametrize("top_k", [0, 51, -1])
 def test_top_k_outside_the_levels_is_refused(top_k):
     with pytest.raises(UserError, match="top_k is"):
-        softmax_draw(jax.random.key(0), jnp.zeros((2, 50)), 1.0, top_k)
+        softmax_draw(jnp.zeros(2), jnp.zeros((2, 50)), 1.0, top_k)
 
 
 @pytest.mark.parametrize("levels, sharpest", [(256, -12.0), (65536, -14.0), (2, -4.0)])
@@ -131,15 +144,15 @@ def test_far_values_and_extreme_scales_stay_finite(levels):
 def test_logistic_draws_match_their_probabilities(rng):
     outputs = np.float32([0.3, -0.5, 1.0, -0.9, 0.1, 0.7, -2.0, -3.0, -1.0])
     rows = jnp.broadcast_to(jnp.float32(outputs), (200_000, 9))
-    drawn = np.asarray(logistic_draw(jax.random.key(5), rows, 32))
+    drawn = np.asarray(logistic_draw(uniform(5, 200_000, 2), rows, 32))
     assert drawn.min() == 0 and drawn.max() == 31
     assert chi_square(drawn, np.exp(exact_log_prob(outputs, np.arange(32), 32))) > 0.01
 
 
 def test_logistic_draw_cools_to_the_mean_of_the_likeliest():
     outputs = jnp.float32([[0.0, 2.0, -0.5, 0.25, 0.0, 0.0], [3.0, 2.0, -0.5, 5.0, 0.0, 0.0]])
-    np.testing.assert_array_equal(logistic_draw(jax.random.key(6), outputs, 65536, 0.0), np.round(np.array([0.625, 0.25]) * 65535))
-    both = logistic_draw(jax.random.key(6), outputs, 65536, jnp.array([0.0, 1.0]))
+    np.testing.assert_array_equal(logistic_draw(uniform(6, 2, 2), outputs, 65536, 0.0), np.round(np.array([0.625, 0.25]) * 65535))
+    both = logistic_draw(uniform(6, 2, 2), outputs, 65536, jnp.array([0.0, 1.0]))
     assert both[0] == round(0.625 * 65535) and both[1] != round(0.25 * 65535)
 
 

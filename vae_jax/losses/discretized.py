@@ -19,11 +19,12 @@ def softmax_log_prob(logits, x):
     return jnp.take_along_axis(logits, x[..., None], -1)[..., 0] - jax.nn.logsumexp(logits, -1)
 
 
-def softmax_draw(key, logits, temperature=1.0, top_k: int | None = None):
+def softmax_draw(uniform, logits, temperature=1.0, top_k: int | None = None):
     """int32 [...] from softmax(logits / temperature), logits [..., levels]; of the `top_k` likeliest levels alone if given.
 
-    temperature: a number, or an array that broadcasts against [...]; 0 takes the likeliest. One uniform number a draw, found in the cumulative
-    probabilities: a tenth of the time of Gumbel noise for each level. Raises UserError for a top_k that is not from 1 to levels.
+    uniform [...]: one random number in [0, 1) a draw, which is found in the cumulative probabilities: a tenth of the time of Gumbel noise for each
+    level, and a loop can have them all made beforehand. temperature: a number, or an array that broadcasts against [...]; 0 takes the likeliest.
+    Raises UserError for a top_k that is not from 1 to levels.
     """
     levels = logits.shape[-1]
     if top_k is not None and not 1 <= top_k <= levels:
@@ -33,8 +34,7 @@ def softmax_draw(key, logits, temperature=1.0, top_k: int | None = None):
     weights = jnp.exp((logits - logits.max(-1, keepdims=True)) * coldness)
     # Rounding may make a cumulative sum grow by a level of no weight, so such levels are taken out of the search
     cumulative = jnp.where(weights > 0, jnp.cumsum(weights, -1), 0.0)
-    uniform = jax.random.uniform(key, (*logits.shape[:-1], 1))
-    found = jnp.argmax(cumulative > uniform * cumulative.max(-1, keepdims=True), -1)
+    found = jnp.argmax(cumulative > uniform[..., None] * cumulative.max(-1, keepdims=True), -1)
     return (found if candidates is None else jnp.take_along_axis(candidates, found[..., None], -1)[..., 0]).astype(jnp.int32)
 
 
@@ -62,14 +62,18 @@ def logistic_log_prob(outputs, x, levels: int):
     return jax.nn.logsumexp(log_level + jax.nn.log_softmax(logits, 0), 0).reshape(x.shape)
 
 
-def logistic_draw(key, outputs, levels: int, temperature=1.0):
-    """int32 [...] from the mixture of `logistic_log_prob`; temperature divides the logits and multiplies the scales."""
+def logistic_draw(uniform, outputs, levels: int, temperature=1.0):
+    """int32 [...] from the mixture of `logistic_log_prob`; temperature divides the logits and multiplies the scales.
+
+    uniform [..., 2]: random numbers in [0, 1), for the component and for the value.
+    """
     logits, means, log_scales = _parts(outputs, levels)
+    pick, at = uniform.reshape(-1, 2).T
     temperature = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), outputs.shape[:-1]).reshape(-1)
-    pick, noise = jax.random.split(key)
     chosen = softmax_draw(pick, logits.T, temperature) == jnp.arange(len(logits))[:, None]
     mean, log_scale = (jnp.sum(jnp.where(chosen, v, 0.0), 0) for v in (means, log_scales))
-    value = mean + temperature * jnp.exp(log_scale) * jax.random.logistic(noise, mean.shape)
+    at = jnp.maximum(at, 1e-7)  # the logistic's quantile of 0 is not finite
+    value = mean + temperature * jnp.exp(log_scale) * (jnp.log(at) - jnp.log1p(-at))
     level = jnp.round((0.5 + 0.5 * jnp.clip(value, -1.0, 1.0)) * (levels - 1))
     return level.astype(jnp.int32).reshape(outputs.shape[:-1])
 

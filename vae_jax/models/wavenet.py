@@ -157,18 +157,18 @@ def generate(model: WaveNet, params, key, shape, condition_bg=None, local_btc=No
 
     def position(carry, inputs):
         state, previous = carry
-        draw_key, local, given, mask = inputs
+        uniform, local, given, mask = inputs
         state, outputs = step(model, weights, state, previous, local)
         if model.components:
-            x = discretized.logistic_draw(draw_key, outputs, model.classes, temperature)
+            x = discretized.logistic_draw(uniform, outputs, model.classes, temperature)
         else:
-            x = discretized.softmax_draw(draw_key, outputs, temperature, top_k)
+            x = discretized.softmax_draw(uniform[:, 0], outputs, temperature, top_k)
         x = x if mask is None else jnp.where(mask, given, x)
         return (state, x), x
 
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(t))
+    uniform = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (b, 2)))(jnp.arange(t))
     first = start(model, b), jnp.zeros(b, jnp.int32)
-    return lax.scan(position, first, (keys, rows(local_btc), rows(x_bt), rows(mask_bt)))[1].T
+    return lax.scan(position, first, (uniform, rows(local_btc), rows(x_bt), rows(mask_bt)))[1].T
 
 
 def _enter(model, p, x):
