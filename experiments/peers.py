@@ -11,7 +11,7 @@ import math
 
 from vae_jax.config import Config, Data, Eval, Optim, Run, UserError
 from vae_jax.dsp.augment import Augment
-from vae_jax.tasks import rave, vae
+from vae_jax.tasks import rave, vae, vqvae
 
 SIGMA = math.sqrt(0.5)  # -log p is then the plain sum of squared errors, plus N/2 log(pi)
 BARE = dict(amplitudes=0, full_band=False, augment=Augment(allpass=0.0, dither=False))
@@ -20,6 +20,8 @@ VARIANTS = {
     "conv28": (vae.Model(family="conv", hidden=(32, 64), latent=16, likelihood="gaussian", sigma=SIGMA), Data(dir="datasets/mnist32", batch=128)),
     "spectrogram": (vae.Model(family="conv", hidden=(32, 64, 128, 128), latent=128, likelihood="gaussian", sigma=SIGMA),
                     Data(dir="datasets/fsdd_faithful", batch=64)),
+    # The published network, its codebook learned by a loss
+    "vqvae32": (vqvae.Model(quantizer="loss"), Data(dir="datasets/cifar10", batch=32)),
     # Stage 1 on 4,096 frames of 16 sub-bands, without the distance of the wave and without augmentation
     "rave_small": (rave.Model(capacity=16, **BARE), Data(dir="datasets/recordings", crop=65_536, batch=8)),
     "rave_v1": (rave.Model(capacity=64, **BARE), Data(dir="datasets/recordings", crop=65_536, batch=4)),
@@ -31,7 +33,7 @@ def get_config(variant: str = "mlp") -> Config:
     if variant not in VARIANTS:
         raise UserError(f"experiments/peers.py has no variant {variant!r}; it has {', '.join(VARIANTS)}.")
     model, data = VARIANTS[variant]
-    task = "rave" if isinstance(model, rave.Model) else "vae"
+    task = {rave.Model: "rave", vqvae.Model: "vqvae"}.get(type(model), "vae")
     return Config(name=f"peers-{variant}", task=task, model=model, data=data, optim=Optim(lr=1e-3),
                   eval=Eval(every=500, roles=("test",), batch=data.batch if task == "rave" else 500), run=Run(steps=5000, log_every=100, save_every=5000))
 

@@ -66,7 +66,9 @@ def test_every_kind_learns(settings):
     assert summary["perplexity"] == pytest.approx(np.mean([np.exp(entropy(s)) for s in shares]), rel=1e-4)
     if settings.get("likelihood"):
         nats = summary["loss"] * 768 + 16 * math.log(8)
-        assert summary["bits_per_dim_uniform"] == pytest.approx(nats / 768 / math.log(2), rel=1e-5)
+        assert summary["uniform_bits_per_dim"] == pytest.approx(nats / 768 / math.log(2), rel=1e-5)
+    assert summary["uniform_bits_per_code"] == pytest.approx(math.log2(q.codes))
+    assert summary["empirical_bits_per_code"] == pytest.approx(np.mean([entropy(s, base=2) for s in shares]), rel=1e-4)
 
 
 def test_the_codebook_moves_by_averages_alone_and_where_the_loss_says():

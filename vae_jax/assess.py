@@ -79,8 +79,9 @@ def measure(run, source: datas.Source, name: str, amount: int, batch: int, inter
 
 def codes_and_pictures(run, sources: dict, interrupted=lambda: False) -> dict | None:
     """Held out, beside PCA (as wide as the code, and narrower) and the mean training picture: squared error and overlap at threshold 0.5. Of the
-    codes: information about the picture in nats (it cannot exceed log n), and how well directions follow the factors stored with the data."""
-    if run.task.encode is None or run.task.decode is None or "test" not in sources:
+    codes: information about the picture in nats (it cannot exceed log n), and how well directions follow the factors stored with the data.
+    Of indices of a codebook: the squared error, beside that of the mean picture, alone."""
+    if run.task.encode is None or run.task.decode is None or "test" not in sources or run.task.front.kind not in run.spec.fields:
         return {}
 
     def rebuild(params, variables, batch):
@@ -90,6 +91,10 @@ def codes_and_pictures(run, sources: dict, interrupted=lambda: False) -> dict | 
     held = evaluate.collect(rebuild, run.params, run.variables, sources["test"], run.mesh, run.config.eval.batch, ENCODED, interrupted)
     if held is None:
         return None
+    if "mean" not in held:
+        flat = pca.fit(session.seen(run, sources["train"], baseline(run)), 0)
+        return {"eval/test/model_mse": float(picture_measures.mse(held["image"], held["made"]).mean()),
+                "eval/test/mean_picture_mse": float(pca.errors(flat, held["image"], 0).mean())}
     width = held["mean"].shape[1]
     linear = pca.fit(session.seen(run, sources["train"], baseline(run)), width)
     squared = {f"pca_{k}": pca.errors(linear, held["image"], k) for k in (*(k for k in NARROWER if k < width), width)}
@@ -200,7 +205,8 @@ def judged(run, judge: str, sources: dict, interrupted=lambda: False) -> dict | 
     if run.task.sample is None:
         raise UserError(f"the task {run.config.task!r} has no samples for a judge to look at.")
     kind, labels = run.task.front.kind, run.spec.fields["label"].labels if "label" in run.spec.fields else ()
-    if (not other.config.data.test or kind not in other.spec.fields or other.spec.fields[kind].shape != run.spec.fields[kind].shape
+    shapes = [r.spec.fields[kind].shape for r in (other, run) if kind in r.spec.fields]
+    if (not other.config.data.test or len(shapes) < 2 or shapes[0] != shapes[1]
             or other.spec.facts.get("rate") != run.spec.facts.get("rate")):
         raise UserError(f"{judge} cannot judge this run: it needs a test split, and {kind} of the same shape and sample rate as this run's.")
     request = {"temperature": np.ones(JUDGED, np.float32)}
@@ -221,7 +227,9 @@ def judged(run, judge: str, sources: dict, interrupted=lambda: False) -> dict | 
     if not labels or other.config.model.label != "label" or labels != other.spec.fields["label"].labels:
         return found  # it tells other classes apart than this run's data has
     if run.task.condition:
-        return found | {"judge/agreement": float(np.mean(chance.argmax(-1) == request["label"]))}
+        agreed = chance.argmax(-1) == request["label"]
+        return found | {"judge/agreement": float(agreed.mean()),
+                        "judge/agreement_least": min(float(agreed[request["label"] == c].mean()) for c in range(len(labels)))}
     if run.task.encode is None or run.task.decode is None:
         return found
     gaussians = class_gaussians(run, interrupted)

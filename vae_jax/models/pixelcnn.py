@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vae_jax.config import UserError
+from vae_jax.losses import discretized
 
 OUTSIDE = -1  # the code of positions beyond the border: its embedding is 0. A learned one would add nothing: codes could be shifted against it
 
@@ -168,7 +169,7 @@ def step(model: PixelCNN, params, state, previous_b):
 def generate(model: PixelCNN, params, key, shape, label_b=None, temperature=1.0, top_k=None, codes_bhw=None, mask_bhw=None):
     """Draws maps: codes int32 of shape (b, h, w), the same for the same key.
 
-    temperature: a number or [b], see `draw`; top_k: see `draw`. Where mask [b, h, w] is True the code given in `codes` is kept: what comes behind it
+    temperature: a number or [b]; top_k: see `discretized.softmax_draw`. Where mask [b, h, w] is True the code given in `codes` is kept: what comes behind it
     in raster order is drawn to fit it, what comes before knows nothing of it.
     """
     if (codes_bhw is None) != (mask_bhw is None):
@@ -180,29 +181,15 @@ def generate(model: PixelCNN, params, key, shape, label_b=None, temperature=1.0,
 
     def position(carry, inputs):
         state, previous = carry
-        number, *given = inputs
+        uniform, *given = inputs
         state, logits = step(model, params, state, previous)
-        code = draw(jax.random.fold_in(key, number), logits, temperature, top_k)
+        code = discretized.softmax_draw(uniform, logits, temperature, top_k)
         code = jnp.where(given[1], given[0], code) if known else code
         return (state, code), code
 
+    uniform = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (b,)))(jnp.arange(h * w))
     first = start(model, params, b, w, label_b), jnp.zeros(b, jnp.int32)
-    return lax.scan(position, first, (jnp.arange(h * w), *given))[1].T.reshape(shape)
-
-
-def draw(key, logits_bk, temperature_b, top_k=None):
-    """Codes int32 [b] from softmax(logits / temperature), of the `top_k` likeliest alone if given; temperature 0 takes the likeliest.
-
-    Raises UserError for a top_k that is not from 1 to k.
-    """
-    k = logits_bk.shape[-1]
-    if top_k is not None:
-        if not 1 <= top_k <= k:
-            raise UserError(f"top_k is {top_k}: choose a number from 1 to {k}, the number of codes.")
-        logits_bk, candidates = lax.top_k(logits_bk, top_k)
-    # The largest of logits / temperature + Gumbel noise is a draw from their softmax; multiplied through, temperature 0 is no special case.
-    found = jnp.argmax(logits_bk + temperature_b[:, None] * jax.random.gumbel(key, logits_bk.shape), -1)
-    return (found if top_k is None else jnp.take_along_axis(candidates, found[:, None], -1)[:, 0]).astype(jnp.int32)
+    return lax.scan(position, first, (uniform, *given))[1].T.reshape(shape)
 
 
 def _gate(x):

@@ -75,7 +75,8 @@ def make(config: Config, spec) -> Task:
         codes, cost = nats(params, variables, batch)
         counts = jax.vmap(lambda i: jnp.zeros((c, q.codes)).at[jnp.arange(c), i.reshape(-1, c)].add(1.0))(codes)
         found = {"loss": jnp.sum(cost, (1, 2)), "counts": counts}
-        return found if "codes" in batch else found | {"picture": vq.metrics(params, variables, batch, key)["loss"]}
+        made = {} if "codes" in batch else vq.metrics(params, variables, batch, key)
+        return found | {"picture" if name == "loss" else name: made[name] for name in ("loss", "mse", "psnr") if made}
 
     def summary(sums, squares, count):
         cost, bits = sums["loss"] / count, lambda nats: nats / (h * w * c * math.log(2))
@@ -83,6 +84,7 @@ def make(config: Config, spec) -> Task:
         empirical = float(np.sum(divergences.entropy(jnp.float32(share)))) * h * w
         found = {"loss": cost, "bits_per_code": bits(cost), "uniform_bits_per_code": bits(uniform), "empirical_bits_per_code": bits(empirical),
                  "share_of_uniform": cost / uniform, "share_of_empirical": cost / max(empirical, 1e-9), "perplexity": math.exp(empirical / (h * w * c))}
+        found |= {name: sums[name] / count for name in ("mse", "psnr") if name in sums}
         if "picture" in sums and m.autoencoder.likelihood != "squared":
             dims, picture = math.prod(shape), sums["picture"] / count
             found |= {f"{name}bits_per_dim": likelihoods.bits_per_dim(picture + code, dims)

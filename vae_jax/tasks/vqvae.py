@@ -124,8 +124,11 @@ def make(config: Config, spec) -> Task:
         found = {"loss": average["loss"] / dims, "loss_error": evaluate.standard_error(sums["loss"], squares["loss"], count) / dims}
         found |= {"mse": average["mse"], "nmse": average["mse"] / m.variance, "psnr": average["psnr"],
                   "perplexity": np.mean(used["perplexity"]), "usage": np.mean(used["usage"]), "dead": np.sum(used["dead"])}
+        empirical = np.sum(np.log(used["perplexity"])) * (h >> m.downs) * (w >> m.downs)  # nats a picture
+        found |= {"uniform_bits_per_code": math.log2(q.codes), "empirical_bits_per_code": empirical / (positions * math.log(2))}
         if likelihood:
-            found["bits_per_dim_uniform"] = likelihoods.bits_per_dim(average["loss"] + positions * math.log(q.codes), dims)
+            found |= {f"{name}_bits_per_dim": likelihoods.bits_per_dim(average["loss"] + code, dims)
+                      for name, code in (("uniform", positions * math.log(q.codes)), ("empirical", empirical))}
         return found
 
     def repair(params, variables, batch, key, amount):
