@@ -196,8 +196,14 @@ def traversals(run):
 
 
 def curves(run):
+    titles = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL"}
+    return training(run, titles, "Every split measured in the same way, KL at weight 1, in nats an example. Loss is reconstruction plus KL.", "nats")
+
+
+def training(run, titles, text, unit=""):
+    """One panel for each of the figures {as `evaluate` names them: its title}, of every split at which it was logged; unit: of all, else in titles."""
     series, numbers = {}, []
-    for name, title in (("loss", "loss"), ("reconstruction", "reconstruction"), ("kl", "KL")):
+    for name, title in titles.items():
         lines = {role: logged(run.history, f"eval/{role}/{name}") for role in figures.ROLES}
         lines = {role: line for role, line in lines.items() if len(line[0])}
         if any(np.any(values) for _, values in lines.values()):  # a plain autoencoder logs a KL of 0
@@ -205,13 +211,11 @@ def curves(run):
             numbers += [(f"{title}, {role}", float(values[-1]), f"at step {steps[-1]:,}") for role, (steps, values) in lines.items()]
     if not series:
         return None
-    picture = chart(run, "curves", lambda theme: figures.curves(series, theme), "Loss, reconstruction and KL during training")
+    picture = chart(run, "curves", lambda theme: figures.curves(series, theme, unit), f"{', '.join(series)} during training")
     rows = [f"{title},{role},{step},{value!r}" for title, lines in series.items() for role, line in lines.items()
             for step, value in zip(*map(np.ndarray.tolist, line))]
-    run.files["curves.csv"] = "\n".join(["quantity,split,step,nats", *rows, ""]).encode()
-    text = ("Every split measured in the same way, KL at weight 1, in nats an example. Loss is reconstruction plus KL. curves.csv beside this page "
-            "has the values.")
-    return html.Section("curves", "Training", text, ((picture, ", ".join(series) + "."),), tuple(numbers))
+    run.files["curves.csv"] = "\n".join([f"quantity,split,step,{unit or 'value'}", *rows, ""]).encode()
+    return html.Section("curves", "Training", f"{text} curves.csv beside this page has the values.", ((picture, ", ".join(series) + "."),), tuple(numbers))
 
 
 def spread(n, count):

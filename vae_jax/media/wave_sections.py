@@ -9,7 +9,7 @@ import numpy as np
 
 from vae_jax import analysis
 from vae_jax.media import figures, html, images, sounds
-from vae_jax.media.sections import chart, logged
+from vae_jax.media.sections import chart, training
 
 CURVES = {"loss": "spectral distance", "error_db": "error, dB", "high_error_db": "error above, dB", "kl": "KL a frame, nats"}
 
@@ -136,22 +136,8 @@ def samples(run):
 
 
 def curves(run):
-    series, numbers = {}, []
-    for name, title in CURVES.items():
-        title = f"error above {run.high_hz:g} Hz, dB" if name == "high_error_db" else title
-        lines = {role: logged(run.history, f"eval/{role}/{name}") for role in figures.ROLES}
-        lines = {role: line for role, line in lines.items() if len(line[0])}
-        if lines:
-            series[title] = lines
-            numbers += [(f"{title}, {role}", float(values[-1]), f"at step {steps[-1]:,}") for role, (steps, values) in lines.items()]
-    if not series:
-        return None
-    picture = chart(run, "curves", lambda theme: figures.curves(series, theme, ""), "Errors and KL during training")
-    rows = [f"{title},{role},{step},{value!r}" for title, lines in series.items() for role, line in lines.items()
-            for step, value in zip(*map(np.ndarray.tolist, line))]
-    run.files["curves.csv"] = "\n".join(["quantity,split,step,value", *rows, ""]).encode()
-    text = "Every split measured in the same way, through the posterior means. curves.csv beside this page has the values."
-    return html.Section("curves", "Training", text, ((picture, ", ".join(series) + "."),), tuple(numbers))
+    above = {"high_error_db": f"error above {run.high_hz:g} Hz, dB"}
+    return training(run, CURVES | above, "Every split measured in the same way, through the posterior means.")
 
 
 SECTIONS = (listening, latents, directions, control, samples, curves)

@@ -29,12 +29,15 @@ def main(started: float) -> int:
             "seed": run.config.seed, "checkpoint": f"step {run.step:,}", "data": run.spec.name,
             "machine": f"{run.mesh.size} x {device.device_kind}, jax {jax.__version__}"}
     splits, front = {}, run.task.front
-    if front.kind == "wave":
-        from vae_jax import report_waves
+    if front.kind == "wave" or run.config.task in ("vqvae", "code_prior"):
+        from vae_jax import report_codes, report_waves
 
         if ANIMATE.value:
-            raise UserError("--animate draws one code an example, and this model has a code for each frame: leave it out.")
-        made = report_waves.build(run, session.sources(run), metrics.read(run.workdir), info)
+            raise UserError("--animate draws one code an example, and this model has many: leave it out.")
+        if front.kind not in run.spec.fields:
+            raise UserError(f"a report shows {front.kind}s, and {run.config.data.dir} holds codes alone; use evaluate.")
+        draw = report_waves if front.kind == "wave" else report_codes
+        made = draw.build(run, session.sources(run), metrics.read(run.workdir), info)
         if meshes.is_main():
             print(f"report: {report.write(run.workdir, made)}")
         return 0
