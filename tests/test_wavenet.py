@@ -107,6 +107,21 @@ def test_generation_at_temperature_zero_is_greedy_by_full_passes(batch):
     np.testing.assert_array_equal(drawn, greedy)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_coarse_local_condition_is_that_one_with_its_rows_repeated(batch):
+    net, params, x, condition, local, full = made(batch=batch)
+    coarse = local[:, ::6]
+    repeated = jnp.repeat(coarse, 6, 1)
+    np.testing.assert_allclose(full(params, x, condition, coarse), full(params, x, condition, repeated), atol=1e-5)
+    drawn = [wavenet.generate(net, params, jax.random.key(2), (batch, STEPS), condition, rows) for rows in (coarse, repeated)]
+    np.testing.assert_array_equal(*drawn)
+    slope = lambda rows: jax.grad(lambda rows: full(params, x, condition, rows).sum())(rows)
+    np.testing.assert_allclose(slope(coarse), slope(repeated).reshape(batch, 5, 6, 4).sum(2), rtol=1e-4, atol=1e-3)
+    for call in (full, lambda *given: wavenet.generate(net, params, jax.random.key(2), (batch, STEPS), *given[2:])):
+        with pytest.raises(UserError, match="7 rows for 30 positions"):
+            call(params, x, condition, local[:, :7])
+
+
 def test_draws_follow_the_nets_probabilities_and_top_k_never_leaves_them():
     net, params, _, _, _, full = made(batch=1, conditions="")
     params = {"params": {**params["params"], "out": params["params"]["out"] * 0.5}}

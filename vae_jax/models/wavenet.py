@@ -6,7 +6,7 @@ its dilation, so all that a position needs of the past is there before it begins
 layers. `generate` draws whole sequences by `step`.
 """
 
-from functools import partial
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -27,7 +27,7 @@ class WaveNet(nn.Module):
 
     components = 0: x is embedded, and the outputs are `classes` logits (discretized.softmax_log_prob). components > 0: x enters as a number in -1..1,
     and the outputs are a mixture of that many logistics over the levels (discretized.logistic_log_prob); 65,536 classes are 16-bit sound + 32,768.
-    condition float [b, g] (global: speaker, class) and local [b, t, c], a row for each position, are added in every gate.
+    condition float [b, g] (global: speaker, class) and local [b, t / s, c], whose rows serve s positions each, are added in every gate.
     gate: "dilation channels", each a tanh times a sigmoid. Raises UserError for a kernel of 1 and for conditions other than those of `init`.
     """
 
@@ -50,11 +50,12 @@ class WaveNet(nn.Module):
         p = jax.tree.map(lambda v: v.astype(self.dtype), self._parameters(condition_bg, local_btc))
         h = jnp.pad(_enter(self, p, x_bt)[:, :-1], ((0, 0), (1, 0), (0, 0)))
         everywhere_lbg = _everywhere(p, condition_bg)
+        _rows_fit(local_btc, x_bt.shape[1])
         gated = []
         for i, dilation in enumerate(self.dilations):
             past = jnp.pad(h, ((0, 0), ((self.kernel - 1) * dilation, 0), (0, 0)))
             x = convolutions_1d.conv(past, p["gate"][i], dilation=dilation) + everywhere_lbg[i][:, None]
-            gated.append(_gate(x if local_btc is None else x + local_btc.astype(self.dtype) @ p["local"][:, i]))
+            gated.append(_gate(x if local_btc is None else _beside(x, local_btc.astype(self.dtype) @ p["local"][:, i])))
             if i < len(self.dilations) - 1:
                 h = h + gated[-1] @ p["residual"][i]
         return _head({**p, **{name: [[p[name]]] for name in ("skip", "head", "out")}}, gated)
@@ -111,6 +112,12 @@ def prepare(model: WaveNet, params, batch: int, condition_bg=None):
     return lax.optimization_barrier(weights)
 
 
+def localise(model: WaveNet, weights, local_bc):
+    """The same weights for positions that share a row of the local condition, which is worked in: `step` is then given none."""
+    added_lbg = jnp.einsum("bc,clg->lbg", local_bc.astype(model.dtype), weights["local"])
+    return {name: w for name, w in weights.items() if name != "local"} | {"everywhere": weights["everywhere"] + added_lbg}
+
+
 def start(model: WaveNet, batch: int):
     """The state of `step` before the first position."""
     return {"position": jnp.int32(0), "rings": jnp.zeros(((model.kernel - 1) * sum(model.dilations), batch, model.residual), model.dtype)}
@@ -119,15 +126,16 @@ def start(model: WaveNet, batch: int):
 def step(model: WaveNet, weights, state, previous_b, local_bc=None):
     """(state, outputs [b, outputs] of the next position): the full pass, one position a call. A pure function, to be compiled by the caller.
 
-    weights: from `prepare`. previous: int32 [b], the integers of the position before, of any value at the first one; local: row of the next position.
+    weights: from `prepare`. previous: int32 [b], the integers of the position before, of any value at the first one; local: its row for the
+    next position.
     """
     _check(weights, local=local_bc)
+    if local_bc is not None:
+        weights = localise(model, weights, local_bc)
     position = state["position"]
     rows_lk = _rows(model, position)
     past = state["rings"].at[rows_lk].get(mode="promise_in_bounds", unique_indices=True)
     x_lbg = jnp.einsum("lkbr,lkrg->lbg", past, weights["past"]) + weights["everywhere"]
-    if local_bc is not None:
-        x_lbg = x_lbg + jnp.einsum("bc,clg->lbg", local_bc.astype(model.dtype), weights["local"])
     h = jnp.where(position > 0, _enter(model, weights, previous_b), 0)
     inputs, gated = [h], []
     for i in range(len(model.dilations)):
@@ -139,7 +147,7 @@ def step(model: WaveNet, weights, state, previous_b, local_bc=None):
     return {"position": position + 1, "rings": rings}, _head(weights, gated)
 
 
-@partial(jax.jit, static_argnames=("model", "shape", "top_k"))
+@functools.partial(jax.jit, static_argnames=("model", "shape", "top_k"))
 def generate(model: WaveNet, params, key, shape, condition_bg=None, local_btc=None, temperature=1.0, top_k=None, x_bt=None, mask_bt=None):
     """Draws sequences: int32 of shape (b, t), the same for the same key.
 
@@ -153,12 +161,19 @@ def generate(model: WaveNet, params, key, shape, condition_bg=None, local_btc=No
     if top_k and model.components:
         raise UserError("top_k chooses among classes, but this WaveNet's outputs are logistics: lower the temperature instead.")
     weights = prepare(model, params, b, condition_bg)
-    rows = lambda x: None if x is None else jnp.broadcast_to(x, (b, t, *x.shape[2:])).swapaxes(0, 1)
+    _check(weights, local=local_btc)
+    _rows_fit(local_btc, t)
+    n = 1 if local_btc is None else local_btc.shape[1]
 
-    def position(carry, inputs):
+    def row(carry, inputs):
+        local, rest = inputs
+        own = weights if local is None else localise(model, weights, local)
+        return lax.scan(functools.partial(position, own), carry, rest)
+
+    def position(own, carry, inputs):
         state, previous = carry
-        uniform, local, given, mask = inputs
-        state, outputs = step(model, weights, state, previous, local)
+        uniform, given, mask = inputs
+        state, outputs = step(model, own, state, previous)
         if model.components:
             x = discretized.logistic_draw(uniform, outputs, model.classes, temperature)
         else:
@@ -167,8 +182,10 @@ def generate(model: WaveNet, params, key, shape, condition_bg=None, local_btc=No
         return (state, x), x
 
     uniform = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (b, 2)))(jnp.arange(t))
-    first = start(model, b), jnp.zeros(b, jnp.int32)
-    return lax.scan(position, first, (uniform, rows(local_btc), rows(x_bt), rows(mask_bt)))[1].T
+    given, mask = (None if x is None else jnp.broadcast_to(x, shape).T for x in (x_bt, mask_bt))
+    by_row = jax.tree.map(lambda x: x.reshape(n, t // n, *x.shape[1:]), (uniform, given, mask))
+    local = None if local_btc is None else jnp.broadcast_to(local_btc, (b, *local_btc.shape[1:])).swapaxes(0, 1)
+    return lax.scan(row, (start(model, b), jnp.zeros(b, jnp.int32)), (local, by_row))[1].reshape(t, b).T
 
 
 def _enter(model, p, x):
@@ -180,6 +197,12 @@ def _everywhere(p, condition_bg):
     """[layers, b or 1, 2 gate]: what is added in the gates at every position."""
     bias = p["gate_bias"][:, None]
     return bias if condition_bg is None else bias + jnp.einsum("bg,gln->lbn", condition_bg.astype(bias.dtype), p["condition"])
+
+
+def _beside(x_btg, local_bng):
+    """Rows of local added to the positions that each of them serves."""
+    (b, t, g), n = x_btg.shape, local_bng.shape[1]
+    return x_btg + local_bng if n == t else (x_btg.reshape(b, n, t // n, g) + local_bng[:, :, None]).reshape(b, t, g)
 
 
 def _gate(x):
@@ -219,3 +242,8 @@ def _check(p, **given):
         if (name in p) != (x is not None):
             words = ("with", "give it one") if name in p else ("without", "give it none")
             raise UserError(f"This WaveNet was made {words[0]} a {'local' if name == 'local' else 'global'} condition: {words[1]}.")
+
+
+def _rows_fit(local_bnc, positions):
+    if local_bnc is not None and positions % local_bnc.shape[1]:
+        raise UserError(f"This WaveNet's local condition has {local_bnc.shape[1]} rows for {positions} positions: give a row for each, or one for each so many.")
