@@ -19,16 +19,18 @@ def main(started: float) -> int:
     import pathlib
     import re
 
+    import jax
+
     from vae_jax import compression, data, evaluate, records, session
-    from vae_jax import mesh as meshes
 
     if not OUT.value:
         raise UserError("name the folder that is to be written: --out=datasets/NAME.")
+    if jax.process_count() > 1:
+        raise UserError(f"encode_codes writes one data set from one process, and these are {jax.process_count()}: start it without --coordinator.")
     run = trained.open_run()
     if run.config.task != "vqvae":
         raise UserError(f"{run.workdir} is a run of the task {run.config.task!r}; codes come from a run of vqvae.")
     labels = {name: field for name, field in run.spec.fields.items() if name == "label"}
-
 
     def encode(params, variables, batch):
         return {"codes": run.task.encode(params, variables, batch)["indices"]} | {name: batch[name] for name in labels}
@@ -46,7 +48,6 @@ def main(started: float) -> int:
                     trained.left(True)
                     return 0
         spec = writer.finish(fields, {"made_by": "encode_codes", "model": compression.mark(run)}, {"image": list(run.task.front.shape)})
-    if meshes.is_main():
-        counts = ", ".join(f"{split} {n:,}" for split, n in spec.splits.items())
-        print(f"{OUT.value}: {counts}; codes {' x '.join(map(str, shape))} of {' x '.join(map(str, run.task.front.shape))} pictures")
+    counts = ", ".join(f"{split} {n:,}" for split, n in spec.splits.items())
+    print(f"{OUT.value}: {counts}; codes {' x '.join(map(str, shape))} of {' x '.join(map(str, run.task.front.shape))} pictures")
     return 0
