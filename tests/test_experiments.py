@@ -17,7 +17,7 @@ from vae_jax import data, metrics, records, tasks, train, update
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted(p for p in (ROOT / "experiments").glob("*.py"))
-SOUNDS = ("fsdd", "genres", "rave", "rave_small", "rave_v1", "speaker", "spectrogram", "voices", "bands")  # experiments and variants on sounds
+SOUNDS = ("fsdd", "genres", "rave", "rave_small", "rave_v1", "speaker", "spectrogram", "voices", "bands", "wave_vqvae")  # experiments and variants on sounds
 
 
 def load(path):
@@ -63,6 +63,11 @@ def shrunken(path, variant, folders):
         config.model = dataclasses.replace(config.model, capacity=2, critic_capacity=2, ratios=(2, 2), windows=(64, 32), high_hz=1000.0, noise_ratios=(2, 2),
                                            representation_steps=1, critic_periods=config.model.critic_periods[:1])
         config.model.augment.allpass_high_hz = 1000.0
+    if config.task == "wave_vqvae":
+        config.data.crop = 256
+    for model in (config.model, getattr(config.model, "autoencoder", None)):
+        if hasattr(model, "cycles"):
+            model.cycles, model.layers, model.residual, model.gate, model.skip = 1, 2, 4, 4, 8
     if hasattr(config.model, "components"):
         config.model.components = min(config.model.components, 4)
         config.model.hidden = tuple(min(h, 8) for h in config.model.hidden[:2])

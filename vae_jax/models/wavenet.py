@@ -246,4 +246,5 @@ def _check(p, **given):
 
 def _rows_fit(local_bnc, positions):
     if local_bnc is not None and positions % local_bnc.shape[1]:
-        raise UserError(f"This WaveNet's local condition has {local_bnc.shape[1]} rows for {positions} positions: give a row for each, or one for each so many.")
+        raise UserError(f"This WaveNet's local condition has {local_bnc.shape[1]} rows for {positions} positions: "
+                        "give a row for each, or one for each so many.")

@@ -9,6 +9,7 @@ from typing import Any, Callable, NamedTuple
 from vae_jax.config import Config, Optim, UserError
 
 TASKS = {"vae": "vae_jax.tasks.vae", "vqvae": "vae_jax.tasks.vqvae", "code_prior": "vae_jax.tasks.code_prior",
+         "wave_vqvae": "vae_jax.tasks.wave_vqvae", "wave_code_prior": "vae_jax.tasks.wave_code_prior",
          "rave": "vae_jax.tasks.rave", "classifier": "vae_jax.tasks.classifier"}
 
 

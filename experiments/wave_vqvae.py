@@ -1,0 +1,34 @@
+"""VQ-VAE of raw sound: a code for 64 samples, spoken again by a WaveNet that is told whose voice it has, and a prior over the codes (rows V9-V11).
+
+    python -m vae_jax train --config=experiments/wave_vqvae.py --workdir=runs/wave_vqvae
+    python -m vae_jax evaluate --workdir=runs/wave_vqvae --judge=runs/judge_fsdd          and --judge=runs/judge_speaker
+    python -m vae_jax reconstruct --workdir=runs/wave_vqvae --condition=theo              everybody's digits in one voice
+    R=runs/wave_vqvae
+    python -m vae_jax train --config=experiments/wave_vqvae.py:prior --workdir=runs/wave_prior --config.start_from=encoder=$R,quantizer=$R,decoder=$R
+
+Data: as for experiments/fsdd.py. For two_speakers, a folder for each voice:
+      python -m data_prep.waveforms --source=two_speakers --out=datasets/voices --rate=16000 --group='^(?:.*/)?([^/]+?)__'
+"""
+
+from vae_jax.config import Config, Data, Eval, Optim, Run, UserError
+from vae_jax.tasks import wave_code_prior, wave_vqvae
+
+DIGITS = wave_vqvae.Model(codes=128, restart=0.1, condition="speaker", layers=8, residual=64, gate=64, skip=128)
+VARIANTS = {
+    "fsdd": (DIGITS, Data(dir="datasets/fsdd", crop=2048, batch=8), 4000),
+    "two_speakers": (wave_vqvae.Model(restart=0.1, condition="label", layers=9), Data(dir="datasets/voices", crop=4096, batch=8), 8000),
+    # Whole recordings, so that it learns how they begin and end
+    "prior": (wave_code_prior.Model(autoencoder=DIGITS, condition=("label", "speaker")), Data(dir="datasets/fsdd", batch=64), 2000),
+}
+
+
+def get_config(variant: str = "fsdd") -> Config:
+    if variant not in VARIANTS:
+        raise UserError(f"experiments/wave_vqvae.py has no variant {variant!r}; it has {', '.join(VARIANTS)}.")
+    model, data, steps = VARIANTS[variant]
+    prior = variant == "prior"
+    return Config(
+        name=f"wave_vqvae-{variant}", task="wave_code_prior" if prior else "wave_vqvae", model=model, data=data,
+        optim=Optim(lr=1e-3 if prior else 2e-3, schedule="cosine", warmup_steps=100, ema=0.99 if prior else 0.999),
+        eval=Eval(every=steps // 4, batch=20), run=Run(steps=steps, log_every=20, save_every=steps // 8),
+    )

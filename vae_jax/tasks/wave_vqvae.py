@@ -1,0 +1,191 @@
+"""The VQ-VAE of raw sound: codes of a learned codebook, and a WaveNet that speaks them with a voice that it is told (van den Oord et al. 2017,
+section 4.3).
+
+The encoder hears the 256 mu-law classes that the decoder has to tell, so quiet recordings are as large to it as loud ones. The loss is nats a sample,
+over the samples that are real (`valid`), and the commitment term, a mean over positions and channels. What lies behind the end of a recording is
+silence to the encoder, costs nothing, and moves no codebook. Players: encoder, quantizer (its codebook is among the variables where averages move it,
+else among the params), decoder. A code is `indices` int32 [b, n, c], c codes for each 2^downs samples.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae_jax import fronts
+from vae_jax.config import Config, UserError
+from vae_jax.dsp import mu_law
+from vae_jax.losses import discretized, quantization, spectral
+from vae_jax.models import wave_vqvae, wavenet
+from vae_jax.tasks import Move, Task, vqvae
+
+CLASSES = 256  # of mu-law
+CONDITIONS = ("", "label", "speaker")
+
+
+@dataclasses.dataclass
+class Model:
+    hidden: int = 128  # channels of the encoder, and of what the decoder is told of the codes
+    blocks: int = 2  # residual blocks of the encoder
+    downs: int = 6  # halvings of the rate: a code for each 2^downs samples
+    quantizer: str = "ema"  # this and the next as in tasks/vqvae.py
+    codes: int = 512
+    dims: int = 64
+    groups: int = 1
+    levels: int = 1
+    grid: tuple[int, ...] = ()
+    decay: float = 0.99
+    restart: float = 0.0
+    kmeans: int = 10
+    commitment: float = 0.25
+    condition: str = ""  # '', label or speaker: told to the decoder, so that codes need not tell it
+    cycles: int = 2  # of the WaveNet's dilations 1, 2, 4 ...
+    layers: int = 10  # a cycle
+    kernel: int = 2
+    residual: int = 64
+    gate: int = 64
+    skip: int = 256
+    temperature: float = 1.0  # of the draws that make a sound of codes
+
+
+def make(config: Config, spec) -> Task:
+    m = config.model
+    labels = _check(config, spec)
+    dtype, q, hop, rate = jnp.dtype(config.dtype), vqvae.quantizer(m), 2**m.downs, spec.facts["rate"]
+    encoder, context = wave_vqvae.Encoder(m.hidden, m.blocks, m.downs, q.dims, dtype), wave_vqvae.Context(m.hidden, dtype)
+    net = wavenet.WaveNet(CLASSES, 0, tuple(2**i for i in range(m.layers)) * m.cycles, m.kernel, m.residual, m.gate, m.skip, dtype)
+
+    def analyse(batch):
+        """[b, t, 1], t a multiple of the hop, silence behind what is real."""
+        x = fronts.waves(batch)
+        x = x if "valid" not in batch else jnp.where(spectral.in_sound(batch["valid"], x.shape[1], 1), x, 0.0)
+        return jnp.pad(x, ((0, 0), (0, -x.shape[1] % hop), (0, 0)))
+
+    def condition_of(batch):
+        return jax.nn.one_hot(batch[m.condition], len(labels)) if m.condition else None
+
+    def codebook(params, variables):
+        return variables["quantizer"] if m.quantizer == "ema" else params["quantizer"]
+
+    def real(batch, count, step):
+        """bool [b, count]: steps of so many samples that begin before the sound ends."""
+        valid = batch.get("valid", jnp.full(len(batch["audio"]), batch["audio"].shape[1]))
+        return spectral.in_sound(valid, count, step)[..., 0]
+
+    def hear(params, batch):
+        """The mu-law classes [b, t], the encoder's z [b, n, dims], and which positions of each are real."""
+        x = mu_law.encode(analyse(batch)[..., 0], CLASSES)
+        codes = real(batch, x.shape[1] // hop, hop)
+        return x, encoder.apply(params["encoder"], discretized.unit(x, CLASSES)[..., None], codes), real(batch, x.shape[1], 1), codes
+
+    def init(key, batch):
+        keys = jax.random.split(key, 4)
+        z, tree, condition = jnp.zeros((1, 1, q.dims)), quantization.init(q, keys[1]), condition_of(batch)
+        heard, told = encoder.init(keys[0], jnp.zeros((1, hop, 1)), jnp.ones((1, 1), bool)), context.init(keys[2], z)
+        spoken = net.init(keys[3], jnp.zeros((1, hop), jnp.int32), None if condition is None else condition[:1], context.apply(told, z))
+        learned, moved = ({}, tree) if m.quantizer == "ema" else (tree, {})
+        return {"encoder": heard, "quantizer": learned, "decoder": {"context": told, "wavenet": spoken}}, {"quantizer": moved}
+
+    def nats(params, x_bt, z_q, condition):
+        """[b, t]: -log p of each sample given those before it and the codes."""
+        outputs = net.apply(params["decoder"]["wavenet"], x_bt, condition, context.apply(params["decoder"]["context"], z_q))
+        return -discretized.softmax_log_prob(outputs, x_bt)
+
+    def loss(params, variables, batch, key, step):
+        keys = jax.random.split(key)
+        x, z, mask, codes = hear(params, batch)
+        # For the quantiser, positions behind the end say again what the real ones said: silence that nobody recorded moves no codebook
+        again = jnp.arange(z.shape[1]) % jnp.sum(codes, 1, keepdims=True)
+        heard = jnp.where(codes[..., None], z, jnp.take_along_axis(z, again[..., None], 1))
+        tree = quantization.start(q, codebook(params, variables), heard, keys[0])
+        z_q, indices, _ = quantization.quantise(q, tree, z)
+        indices = jnp.where(codes[..., None], indices, jnp.take_along_axis(indices, again[..., None], 1))
+        embedding, commitment = quantization.losses(q, tree, heard, indices)
+        moved, restarts = quantization.update(q, tree, heard, indices, keys[1])
+        error = jnp.sum(nats(params, x, z_q, condition_of(batch)), where=mask) / jnp.sum(mask)
+        total = error + m.commitment * commitment + (embedding if m.quantizer == "loss" else 0.0)
+        used = quantization.statistics(quantization.counts(q, indices))
+        found = {"loss": total, "nats_per_sample": error, "embedding": embedding, "commitment": commitment, "restarts": jnp.sum(restarts),
+                 "perplexity": jnp.mean(used["perplexity"]), "usage": jnp.mean(used["usage"])}
+        return total, ({**variables, "quantizer": moved if m.quantizer == "ema" else variables["quantizer"]}, found)
+
+    def encode(params, variables, batch):
+        """indices, and what they stand for: z [b, n, dims] as the encoder gives it."""
+        z = hear(params, batch)[1]
+        return {"indices": quantization.quantise(q, codebook(params, variables), z)[1], "z": z}
+
+    def decode(params, variables, code, condition=None, key=None):
+        """Drawn from the WaveNet: the same for the same key, key(0) where there is none."""
+        told = context.apply(params["decoder"]["context"], quantization.lookup(q, codebook(params, variables), code))
+        shape, key = (len(code), code.shape[1] * hop), jax.random.key(0) if key is None else key
+        drawn = wavenet.generate(net, params["decoder"]["wavenet"], key, shape, condition if m.condition else None, told, m.temperature)
+        return {"audio": mu_law.decode(drawn, CLASSES)[..., None]}
+
+    def metrics(params, variables, batch, key):
+        x, z, mask, codes = hear(params, batch)
+        indices = quantization.quantise(q, codebook(params, variables), z)[1]
+        cost = nats(params, x, quantization.lookup(q, codebook(params, variables), indices), condition_of(batch))
+        return {"loss": jnp.sum(cost, 1, where=mask), "samples": jnp.sum(mask, 1), "counts": code_counts(q, indices, codes)}
+
+    def summary(sums, squares, count):
+        cost = sums["loss"] / sums["samples"]
+        return {"loss": cost, "bits_per_sample": cost / math.log(2)} | code_figures(q, sums["counts"], rate / hop)
+
+    reach = wavenet.receptive_field(net)
+    ms = {name: f"{1000 * n / rate:.3g} ms" for name, n in (("hop", hop), ("heard", wave_vqvae.receptive_field(encoder)), ("reach", reach))}
+    about = lambda: (f"a code stands for {ms['hop']} and hears {ms['heard']}, {bits_per_second(q, rate / hop):.4g} bits a second; "
+                     f"the decoder looks back {ms['reach']}")
+    samples = -(-spec.fields["audio"].shape[0] // hop) * hop
+    front = fronts.Front("wave", (samples, 1), analyse, rate=rate, hop=hop)
+    return Task(init=init, moves={"train": Move(vqvae.PLAYERS, loss)}, schedule=lambda step: ("train",), metrics=metrics, summary=summary,
+                encode=encode, decode=decode, condition=condition_of if m.condition else None, front=front, about=about)
+
+
+def bits_per_second(q: quantization.Quantizer, codes_per_second: float) -> float:
+    """Of codes that are stored as they are."""
+    return q.groups * q.levels * codes_per_second * math.log2(q.codes)
+
+
+def code_counts(q: quantization.Quantizer, indices_bnc, real_bn):
+    """How often each example has each code, [b, c, K], over its real positions."""
+    c = indices_bnc.shape[-1]
+    return jax.vmap(lambda i, real: jnp.zeros((c, q.codes)).at[jnp.arange(c), i].add(real[:, None]))(indices_bnc, real_bn)
+
+
+def code_figures(q: quantization.Quantizer, counts, codes_per_second: float) -> dict:
+    """Of how often a split has each code [c, K]: how many are in use, and what a code costs stored as it is, or told by these frequencies."""
+    used = jax.device_get(quantization.statistics(counts))
+    uniform, empirical = math.log2(q.codes), float(np.mean(np.log2(used["perplexity"])))
+    per_second = bits_per_second(q, codes_per_second)
+    return {"perplexity": np.mean(used["perplexity"]), "usage": np.mean(used["usage"]), "dead": np.sum(used["dead"]),
+            "uniform_bits_per_code": uniform, "empirical_bits_per_code": empirical,
+            "uniform_bits_per_second": per_second, "empirical_bits_per_second": per_second * empirical / uniform}
+
+
+def _check(config: Config, spec) -> tuple[str, ...]:
+    """The names of the classes that the decoder is told, or a UserError for settings that do not fit together or the data."""
+    m, crop = config.model, config.data.crop
+    if "audio" not in spec.fields or "rate" not in spec.facts:
+        raise UserError(f"this VQ-VAE is for sounds, but the data set {spec.name} holds {', '.join(spec.fields)}.")
+    if spec.fields["audio"].shape[1] != 1:
+        raise UserError(f"this VQ-VAE is for one channel, but {config.data.dir} has {spec.fields['audio'].shape[1]}: prepare it with --channels=1.")
+    for name, least in {"hidden": 1, "blocks": 0, "downs": 1, "commitment": 0, "cycles": 1, "layers": 1, "residual": 1, "gate": 1, "skip": 1,
+                        "temperature": 0}.items():
+        if getattr(m, name) < least:
+            raise UserError(f"config.model.{name}={getattr(m, name)} is too small: give at least {least}.")
+    if crop % 2**m.downs:
+        raise UserError(f"config.data.crop={crop} is no multiple of the {2**m.downs} samples that a code stands for (config.model.downs={m.downs}): "
+                        f"take {max(1, round(crop / 2**m.downs)) * 2**m.downs}.")
+    return classes(config, spec, "config.model.condition", m.condition)
+
+
+def classes(config: Config, spec, where: str, field: str) -> tuple[str, ...]:
+    """Names of the classes of a field that a model is told of; () for ''. Raises UserError where there are none."""
+    if field not in CONDITIONS:
+        raise UserError(f"{where}={field!r} is not one of {', '.join(c or repr('') for c in CONDITIONS)}.")
+    found = spec.fields[field].labels if field in spec.fields else ()
+    if field and not found:
+        raise UserError(f"{where}={field!r} needs the field {field!r}, but {config.data.dir} has none: prepare it with data_prep.speech, say.")
+    return found
