@@ -99,7 +99,7 @@ def nearest(codebook_kd, z_nd):
         index = first + jnp.min(jnp.where(score == top[:, None], jnp.arange(width), width - 1), -1)
         return (jnp.maximum(top, best[0]), jnp.where(top > best[0], index, best[1])), None
 
-    none = jnp.full(len(z_nd), -jnp.inf), jnp.zeros(len(z_nd), jnp.int32)
+    none = jnp.full(z_nd.shape[0], -jnp.inf), jnp.zeros(z_nd.shape[0], jnp.int32)  # len would refuse a symbolic size
     tiled = jnp.arange(0, codes, width), codebook_kd.reshape(tiles, width, d), half.reshape(tiles, width)
     return jax.lax.scan(compare, none, tiled)[0][1]
 
@@ -235,7 +235,7 @@ def _search(codebook_lgkd, z_ngd):
 
     codebook_lgkd, z_ngd = jax.lax.stop_gradient((codebook_lgkd, z_ngd))
     _, indices_lgn = jax.lax.scan(level, jnp.moveaxis(z_ngd, 1, 0), codebook_lgkd)
-    return indices_lgn.reshape(-1, len(z_ngd)).T
+    return indices_lgn.reshape(-1, z_ngd.shape[0]).T
 
 
 def _nearest_gn(codebook_gkd, z_gnd):
