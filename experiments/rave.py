@@ -5,7 +5,7 @@
 
 Data: python -m data_prep.waveforms --source=FOLDER --out=datasets/recordings --rate=48000
 
-v1, v2, v2_small, raspberry, wasserstein and spherical have the sizes of the paper's network (arXiv:2111.05011) and of later public ones, with the
+v1, v2, v2_small, raspberry, wasserstein, spherical and discrete have the sizes of the paper's network (arXiv:2111.05011) and of later public ones, with the
 losses, lengths and rates of the public code 2.x; the paper's distance is --config.model.distance=frobenius. Their KL weight of 0.1 without the half
 is 0.2 here, feature matching is weighed as it is written there. --config.model.causal is for live use: late by 361 samples and the block, where the
 others are by half a second.
@@ -30,6 +30,8 @@ VARIANTS = {
     # Other latents for v2. The public code weighs the kernel distance by 100 where the spectral distances weigh 2: halved throughout
     "wasserstein": V2 | dict(latents="wasserstein", latent=16, extra=128, beta=50.0, matching_weight=10.0, **SHORT),
     "spherical": V2 | dict(latents="spherical", latent=16, beta=0.0, **SHORT),
+    # The public code begins codes anew below 2 frames a batch. Its batch has 1 a code, so all but the commonest would always be new: below 0.1 here
+    "discrete": V2 | dict(latents="discrete", ratios=(4, 4, 2, 2), extra=128, beta=0.1, epsilon=1.0, **SHORT),
     # Through both stages in 20 to 40 minutes on two cores. In so few steps critics do more harm than good: their weights are small
     "small": dict(capacity=16, critic_capacity=16, ratios=(4, 2, 2, 2), noise_ratios=(4, 4, 2), beta=0.02, representation_steps=5_000,
                   adversarial_weight=0.1, matching_weight=0.3),

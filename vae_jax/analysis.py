@@ -56,23 +56,34 @@ def deviations(analysis: fidelity.Analysis) -> np.ndarray:
     return analysis.singular_values / np.sqrt(analysis.count)
 
 
-def walk(analysis: fidelity.Analysis, r: int, frames: int, temperature: float, seed) -> np.ndarray:
+def unused(run, analysis: fidelity.Analysis) -> np.ndarray:
+    """Deviation [d] of the noise that stands in directions which are left out: the prior's, 1; of discrete latents, which have none, their own."""
+    return deviations(analysis) if run.config.model.latents == "discrete" else np.ones(analysis.mean.size)
+
+
+def walk(analysis: fidelity.Analysis, r: int, frames: int, temperature: float, seed, others=1.0) -> np.ndarray:
     """Latents [frames, d] drawn as training sounds go on: each of the first r directions by itself with the deviation and the correlation from frame
-    to frame that the training means have (a Gaussian AR(1)), the others noise of the prior; temperature scales them all around the mean."""
+    to frame that the training means have (a Gaussian AR(1)), the others noise of deviations `others`; temperature scales them all around the mean."""
     noise = np.random.default_rng(seed).standard_normal((frames, analysis.mean.size))
     rho, coordinates = np.broadcast_to(analysis.correlation, analysis.mean.shape)[:r], noise[:, :r].copy()
     for t in range(1, frames):
         coordinates[t] = rho * coordinates[t - 1] + np.sqrt(1 - rho**2) * noise[t, :r]
     drawn = temperature * deviations(analysis)[:r] * coordinates
-    return np.asarray(fidelity.expand(analysis, np.float32(drawn), np.float32(temperature * noise)))
+    return np.asarray(fidelity.expand(analysis, np.float32(drawn), np.float32(temperature * others * noise)))
 
 
 def draw(run, analysis: fidelity.Analysis | None, r: int, frames: int, temperature: float, seed) -> np.ndarray:
-    """Latents [frames, d] of one new sound: those of `walk`, or without an analysis every frame by itself from the prior."""
+    """Latents [frames, d] of one new sound: those of `walk`, or without an analysis every frame by itself from the prior; of discrete latents the
+    codes nearest to the walk, or those that `rave.draw_codes` draws."""
+    m, codebooks = run.config.model, run.variables.get("quantizer")
     if analysis is not None:
-        return walk(analysis, r, frames, temperature, seed)
-    z = np.float32(temperature * np.random.default_rng(seed).standard_normal((frames, run.config.model.latent)))
-    return np.asarray(rave.posterior("spherical", z)[0]) if run.config.model.latents == "spherical" else z
+        z = walk(analysis, r, frames, temperature, seed, unused(run, analysis))
+        return z if codebooks is None else np.asarray(rave.code_of(m, z, codebooks)["mean"])
+    if codebooks is not None:
+        key = jax.random.key(np.random.default_rng(seed).integers(2**31))
+        return np.asarray(rave.draw_codes(m, codebooks, key, frames, jnp.full(1, temperature))[0])
+    z = np.float32(temperature * np.random.default_rng(seed).standard_normal((frames, m.latent)))
+    return np.asarray(rave.posterior("spherical", z)[0]) if m.latents == "spherical" else z
 
 
 def check(run) -> None:
@@ -116,19 +127,20 @@ def fit(run, source, interrupted=lambda: False) -> fidelity.Analysis | None:
 
 
 def cropped(run, source, analysis: fidelity.Analysis, interrupted=lambda: False) -> dict | None:
-    """Errors of held-out crops rebuilt from r directions, the others at their mean or noise of the prior; None if interrupted.
+    """Errors of held-out crops rebuilt from r directions, the others at their mean or noise as `unused` says; None if interrupted.
 
     {'levels': [{'fidelity', 'singular', 'variance': directions of each definition}], 'full': errors of the latents as they are,
     'cut': [{'directions', 'fidelity', 'mean': errors, 'noise': errors}] by rising r, for all r of `levels`, 'falls': {fill: {error: bool}}};
     errors: 'distance' as config.model says, 'error_db', 'high_error_db'.
     """
     m, front = run.config.model, run.task.front
+    others = np.float32(unused(run, analysis))
     levels = [{"fidelity": f} | {kind: fidelity.dims_for(analysis, f, kind) for kind in fidelity.KINDS} for f in LEVELS]
 
     @jax.jit
     def measure(params, variables, batch, r, noisy):
         z = run.task.encode(params, variables, batch)["mean"]
-        noise = noisy * jax.random.normal(jax.random.key(0), z.shape)
+        noise = noisy * others * jax.random.normal(jax.random.key(0), z.shape)
         made = run.task.decode(params, variables, jnp.where(r < 0, z, fidelity.crop(analysis, z, r, noise)), None)["audio"]
         found = spectral.of_clips(front.analyse(batch), made, front.rate, front.delay, m.distance, m.windows, m.high_hz, batch["valid"])
         return {name: jnp.sum(jnp.where(batch["mask"] > 0, values, 0.0)) for name, values in found.items()}

@@ -26,17 +26,19 @@ PROBE = 512  # frames of a piece on which it is tried how far a model looks
 
 
 class Through(NamedTuple):
-    """encode(wave [t, c]) -> posterior means float32 [frames(t), d]: enough for the whole sound to come out again.
+    """encode(wave [t, c]) -> posterior means float32 [frames(t), d]: enough for the whole sound to come out again. indices(wave) -> the codes that
+    discrete latents are of, int32 [frames(t), levels].
     decode(latents [n, d], samples or None for all there are, key or None) -> wave [samples, c], in time with what was encoded.
 
     errors(wave, made [t, c], in time with it) -> {as `spectral.of_clips` names them: [k]}, of stretches as long as the model's crops, without a last
     one that is shorter.
 
-    All three give None if interrupted. frames(samples) -> how many are needed. hop: samples a frame; latent: numbers a frame; encoder: a number that
+    All of them give None if interrupted. frames(samples) -> how many are needed. hop: samples a frame; latent: numbers a frame; encoder: a number that
     tells this run's from others, and so what latents mean (stage 2 leaves it as it is).
     """
 
     encode: Callable
+    indices: Callable
     decode: Callable
     errors: Callable
     frames: Callable
@@ -56,21 +58,29 @@ def through(run, interrupted=lambda: False) -> Through:
     def latents(weights, x_nk, first, _):
         return run.task.encode(*weights, {"audio": x_nk.reshape(1, -1, channels)}, first=first)["mean"][0]
 
+    def codes(weights, x_nk, first, _):  # what is not finite stays so, see _looks
+        code = run.task.encode(*weights, {"audio": x_nk.reshape(1, -1, channels)}, first=first)
+        return jnp.where(jnp.isfinite(code["mean"]).all(-1, keepdims=True), code["indices"], jnp.nan)[0]
+
     def sound(weights, z_nd, first, key):
         return run.task.decode(*weights, z_nd[None], None, key, first)["audio"].reshape(-1, hop * channels)
 
     def compare(x, y, valid):
         return spectral.of_clips(x, y, run.task.front.rate, 0, m.distance, m.windows, m.high_hz, valid)
 
-    latents, sound, compare = (jax.jit(fn, out_shardings=meshes.replicated(run.mesh)) for fn in (latents, sound, compare))
+    latents, codes, sound, compare = (jax.jit(fn, out_shardings=meshes.replicated(run.mesh)) for fn in (latents, codes, sound, compare))
     weights = run.params, run.variables
 
     def frames(samples):
         return -(-(samples + late) // hop)
 
-    def encode(wave_tc):
+    def encode(wave_tc, fn=latents):
         padded = np.pad(np.asarray(wave_tc, np.float32), ((0, frames(len(wave_tc)) * hop - len(wave_tc)), (0, 0)))
-        return _pieces(functools.partial(latents, weights), padded.reshape(-1, hop * channels), jax.random.key(0), most, interrupted)
+        return _pieces(functools.partial(fn, weights), padded.reshape(-1, hop * channels), jax.random.key(0), most, interrupted)
+
+    def indices(wave_tc):
+        found = encode(wave_tc, codes)
+        return None if found is None else np.int32(found)
 
     def decode(code_nd, samples=None, key=None):
         code = np.asarray(code_nd, np.float32)
@@ -88,7 +98,7 @@ def through(run, interrupted=lambda: False) -> Through:
 
     encoder = jax.tree.leaves(jax.device_get((run.params["encoder"], run.variables["encoder"])))
     mark = functools.reduce(lambda found, leaf: zlib.crc32(np.ascontiguousarray(leaf), found), encoder, 0)
-    return Through(encode, decode, errors, frames, hop, latent, mark)
+    return Through(encode, indices, decode, errors, frames, hop, latent, mark)
 
 
 def _pieces(fn, x_nk, key, most: int, interrupted) -> np.ndarray | None:

@@ -21,7 +21,11 @@ ROWS = (("loss", "spectral distance", "of crops rebuilt from the posterior means
         ("error_db", "error in dB", "root mean squared difference of the spectrograms' levels, nothing below -80 dB counts"),
         ("high_error_db", "error above {high:g} Hz", "in dB, of those frequencies alone"),
         ("kl", "KL", "nats a latent frame"),
-        ("active_units", "active units", "of {latent}: posterior mean varies over the frames by more than 0.01"))
+        ("active_units", "active units", "of {latent}: posterior mean varies over the frames by more than 0.01"),
+        ("perplexity", "perplexity of the codes", "the mean over levels: how many codes, used equally often, would be as varied"),
+        ("usage", "use of the codes", "the mean over levels: share of the codes that are chosen at all"),
+        ("bits_per_second", "bits a second", "all codes alike"),
+        ("bits_per_second_empirical", "bits a second, by frequency", "each level's codes by themselves, as often as they come in this split"))
 
 
 def build(run, sources: dict, history: list[dict], info: dict) -> report.Report:
@@ -39,12 +43,13 @@ def build(run, sources: dict, history: list[dict], info: dict) -> report.Report:
     kl, variance = _latents(run, sources[role], through.hop)
     r = 0 if found is None else fidelity.dims_for(found, FIDELITY)
     samples = round(SECONDS * front.rate)
+    alone = "code by itself, as often as in training" if "quantizer" in run.variables else "frame by itself from the prior"
     drawn = [analysis.draw(run, found, r, through.frames(samples), 1.0, (0, i)) for i in range(SAMPLES)]
     waves = wave_sections.Waves(
         role=role, rate=front.rate, high_hz=run.config.model.high_hz, figures=figures_of, heard=_heard(run, sources[role], through, samples), kl=kl,
         variance=variance, analysis=found, stored=stored,
         samples=[through.decode(z, samples, jax.random.key(i)) for i, z in enumerate(drawn)],
-        drawn=("every frame by itself from the prior" if found is None
+        drawn=(f"every {alone}" if found is None
                else f"the first {r} directions go on from frame to frame as in training, the others are noise"),
         history=history, files={})
     roles = [role] + ["train"] * (role != "train")

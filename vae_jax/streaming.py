@@ -47,8 +47,9 @@ class Live(NamedTuple):
     latency: int
 
 
-def live(net: rave.Rave, latent: int, mean: Callable) -> Live:
-    """The streams of a network; mean: what its encoder gives [b, n, outputs] -> posterior means [b, n, latent]. Nothing is run.
+def live(net: rave.Rave, latent: int, mean: Callable, codebooks=None) -> Live:
+    """The streams of a network; mean(what its encoder gives [b, n, outputs], variables["quantizer"]) -> posterior means [b, n, latent]; codebooks:
+    shapes of variables["quantizer"], None where there is none. Nothing is run.
 
     variables["analysis"], where it is there, cuts the model's latents to their first directions, as many as it says, which may change from block to
     block, and leaves the others at their mean: {"mean" [d], "components" [d, d], "directions" []}, see `fidelity.crop`.
@@ -56,15 +57,18 @@ def live(net: rave.Rave, latent: int, mean: Callable) -> Live:
     frames, samples = math.prod(net.ratios), net.bands * net.channels  # sub-band frames a hop, samples a sub-band frame
     abstract = jax.eval_shape(lambda s, key: net.init(key, s, latent, key), Signal(jnp.zeros((1, frames, samples))), jax.random.key(0))
 
-    def encode(net, s, *_):
-        z = net.encode(net.analyse(s)).map(mean)
+    def latents(net, s, codebooks):
+        return net.encode(net.analyse(s)).map(lambda x: mean(x, codebooks))
+
+    def encode(net, s, *more):
+        z = latents(net, s, more[-1])
         return z.map(lambda x: jnp.where(z.frames()[:, None] >= 0, x, 0))
 
-    def decode(net, z, key, noise, _):
+    def decode(net, z, key, noise, *_):
         return net.play(z, key, noise)
 
-    def model(net, s, key, noise, analysis):
-        z = net.encode(net.analyse(s)).map(mean)
+    def model(net, s, key, noise, analysis, codebooks):
+        z = latents(net, s, codebooks)
         return net.play(z if analysis is None else z.map(lambda x: _crop(analysis, x)), key, noise)
 
     def stream(method, sound_in, sound_out):
@@ -72,13 +76,15 @@ def live(net: rave.Rave, latent: int, mean: Callable) -> Live:
         back = turn // 2 // (2 * frames) * 2 * frames  # even, as the signs of the odd bands are, and a multiple of all strides
         # As shapes, so that a stream which is built in a trace outlives it
         example = jax.eval_shape(lambda: (_key(jnp.zeros(2, jnp.uint32)), jnp.float32(0.0) if net.amplitudes else None, None))
+        example = *example, codebooks
 
         def start(batch: int = 1, key=(0, 0), first: int = 0):
             state = streaming.start(net, abstract, wide, batch, block, *example, method=method)
             return {**state, "position": jnp.int32(first * block), "key": jnp.asarray(key, jnp.uint32)}
 
         def step(params, variables, state, x):
-            more = _key(state["key"]), variables["decoder"]["noise"] if net.amplitudes else None, variables.get("analysis")
+            noise = variables["decoder"]["noise"] if net.amplitudes else None
+            more = _key(state["key"]), noise, variables.get("analysis"), variables.get("quantizer")
             x = rave.frames_of(x, net.bands) if sound_in else x
             new, made = streaming.step(net, stored(params, variables), state, x, *more, method=method)
             position = jnp.where(new["position"] < turn, new["position"], new["position"] - back)

@@ -6,7 +6,8 @@ Writes WORKDIR/analysis.npz (mean, directions, strongest first, and what goes wi
 use; analysis.json, everything printed and more; analysis.png. Directions are those of the posterior means of the whole training split; they are
 counted by both definitions of fidelity: the share of singular values, as in the paper, and the share of variance, as in the public code. Held-out
 sounds are rebuilt from the first directions, the others at their mean, or noise of the prior, as in the paper; and along each of the first four,
-held-out latents are moved by -2 to 2 standard deviations, and pitch, loudness and brightness of their sound measured.
+held-out latents are moved by -2 to 2 standard deviations, and pitch, loudness and brightness of their sound measured. Discrete latents have no prior:
+their noise is as strong as training latents vary in a direction; what is decoded are vectors between their codes.
 """
 
 from vae_jax.verbs import trained

@@ -4,7 +4,8 @@
     python -m vae_jax decode --workdir=runs/rave --latents=runs/rave/latents/mine.npz
 
 The file may be changed in between: `latents` [frames, d] with more or fewer frames, other values, another's. Of coordinates [frames, r] (encode
---fidelity), the directions that are left out are noise of the prior, always the same, as in the paper. Writes WORKDIR/latents/NAME-model.wav, no
+--fidelity), the directions that are left out are noise of the prior, always the same, as in the paper; of discrete latents, which have no prior,
+noise as strong as training latents vary there. Their `indices` are not looked at. Writes WORKDIR/latents/NAME-model.wav, no
 louder than the model plays it. Latents of another model of the same sizes are played, and it is said that they are another's.
 """
 
@@ -42,7 +43,7 @@ def main(started: float) -> int:
             if stored["analysis"] != analysis.mark(directions):
                 raise UserError(f"--latents={LATENTS.value} holds coordinates of another analysis than {run.workdir / 'analysis.npz'}: encode the "
                                 "sound again.")
-            noise = jax.random.normal(jax.random.key(0), (len(latents), through.latent))
+            noise = jax.random.normal(jax.random.key(0), (len(latents), through.latent)) * np.float32(analysis.unused(run, directions))
             latents = np.asarray(fidelity.expand(directions, latents, noise))
         whole = stored["samples"] if through.frames(stored["samples"]) == len(latents) else None  # frames were added or taken away
         wave = through.decode(latents, whole)
@@ -72,7 +73,7 @@ def _read(path: str):
     try:
         with np.load(io.BytesIO(pathlib.Path(path).read_bytes()), allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
-        latents = np.asarray(found.pop("latents"), np.float32)
+        latents, _ = np.asarray(found.pop("latents"), np.float32), found.pop("indices", None)
         stored = {name: int(value) for name, value in found.items()}
         if latents.ndim != 2 or not latents.size or {"rate", "hop", "samples", "step"} - stored.keys():
             raise ValueError("it lacks latents [frames, d] or what goes with them")

@@ -7,8 +7,9 @@
 Writes WORKDIR/latents/NAME.npz, NAME from the file and the directions kept (mine, mine-fidelity0.95, mine-dims8): `latents` float32 [frames, d], the
 posterior means, no draw; `rate`, `hop` (samples a frame), `samples` of the sound at the model's rate, `step` of the checkpoint, `encoder`, a number
 that tells its encoder from others. With --fidelity or --dims `latents` are the coordinates [frames, r] on the first r directions of
-WORKDIR/analysis.npz, and `analysis` says of which analysis. A file of latents that was changed is not overwritten. A sound of any length, rate and
-number of channels.
+WORKDIR/analysis.npz, and `analysis` says of which analysis. Of discrete latents, the vectors that their codes stand for, there are also the codes,
+`indices` int32 [frames, levels], unless directions are left out; `decode` takes the vectors. A file of latents that was changed is not overwritten. A
+sound of any length, rate and number of channels.
 """
 
 import pathlib
@@ -40,10 +41,14 @@ def main(started: float) -> int:
     with session.Leaving() as leaving:
         through = recordings.through(run, leaving.now)
         latents = through.encode(wave)
-    if latents is None or not meshes.is_main():
-        trained.left(latents is None)
+        discrete = latents is not None and directions is None and run.config.model.latents == "discrete"
+        indices = through.indices(wave) if discrete else latents
+    if indices is None or not meshes.is_main():
+        trained.left(indices is None)
         return 0
     arrays, kept = recordings.stored(run, through, latents, len(wave)), ""
+    if discrete:
+        arrays["indices"] = indices
     if directions is not None:
         arrays |= {"latents": np.asarray(fidelity.compress(directions, latents, r)), "analysis": np.asarray(analysis.mark(directions))}
         kept = f"-dims{r}" if FIDELITY.value is None else f"-fidelity{FIDELITY.value:g}"

@@ -3,8 +3,9 @@
     python -m vae_jax export --workdir=runs/rave --out=exports/rave
     python -m vae_jax export --workdir=runs/rave --out=exports/rave95 --fidelity=0.95      latents on the directions that matter, after `analyse`
 
-Writes functions (RAVE: encode, decode, and start and step for live use; VAE: encode, decode, sample), weights.npz, loader.py that opens them with
-jax alone, README.md that shows how they are called, and manifest.json with sizes, latency and checksums, in which `licence` is yours to fill in.
+Writes functions (RAVE: encode, decode, start and step for live use, codes and lookup of discrete latents; VAE: encode, decode, sample), weights.npz,
+loader.py that opens them with jax alone, README.md that shows how they are called, and manifest.json with sizes, latency and checksums, in which
+`licence` is yours to fill in.
 Batch and length are open: blocks of live use are any multiple of the hop. An analysis of the run goes along. Before the folder gets its name, a fresh
 process runs it on a crop of held-out data beside the live model, and the difference is printed. A folder that holds something is never written to.
 """

@@ -45,8 +45,9 @@ def main(run, count: int, seconds: float | None, f: float | None, temperature: f
     columns = min(2 if samples > 5 * front.rate else 4, count)
     pictures = sounds.show(sounds.spectrograms([np.stack(waves[:FILES])], front.rate)[0])
     (folder / f"{name}.png").write_bytes(images.png(images.grid(images.resize(pictures, columns), columns, 6)))
-    how = (f"the first {r} of {through.latent} directions as in training (fidelity {f:g}), the others noise of the prior" if directions
-           else "every frame by itself from the prior")
+    discrete = run.config.model.latents == "discrete"
+    how = (f"the first {r} of {through.latent} directions as in training (fidelity {f:g}), the others noise" + ("" if discrete else " of the prior")
+           if directions else "every code by itself, as often as in training" if discrete else "every frame by itself from the prior")
     print(f"{len(waves[:FILES])} wavs of {samples / front.rate:.4g} s in {folder / name}: {how}; gain {factor:.3g}")
     print(folder / f"{name}.png")
     return 0
