@@ -98,7 +98,7 @@ def directions(run):
     said = {fill: f"{' and '.join(rising) or 'no error'} rises somewhere as more directions are kept" for fill, rising in falls.items()}
     text = (f"Principal directions of the posterior means of {made['frames']:,} training frames, rank {made['rank']} of {made['latent']}. Fidelity is "
             "the share of singular values (the paper's definition) or of variance (the public code's). The directions that are left out are set to "
-            f"their mean, or to noise of the prior; errors are over {made['clips']} held-out crops. With the mean, {said['mean']}; with noise, "
+            f"their mean, or to noise; errors are over {made['clips']} held-out crops. With the mean, {said['mean']}; with noise, "
             f"{said['noise']}.")
     return html.Section("directions", "Directions", text, ((picture, "Dotted: 0.8, 0.9, 0.95, 0.99."),), table=html.Table(head, tuple(rows)))
 

@@ -34,8 +34,8 @@ def main(started: float) -> int:
 
         if ANIMATE.value:
             raise UserError("--animate draws one code an example, and this model has many: leave it out.")
-        if front.kind not in run.spec.fields:
-            raise UserError(f"a report shows {front.kind}s, and {run.config.data.dir} holds codes alone; use evaluate.")
+        if "codes" in run.spec.fields:
+            raise UserError(f"a report shows what codes stand for, and {run.config.data.dir} holds codes alone; use evaluate.")
         draw = report_waves if front.kind == "wave" else report_codes
         made = draw.build(run, session.sources(run), metrics.read(run.workdir), info)
         if meshes.is_main():
