@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import soxr
 
-from vae_jax import assess_waves, evaluate, fronts, session, tasks
+from vae_jax import assess_codes, assess_waves, evaluate, fronts, session, tasks
 from vae_jax import data as datas
 from vae_jax.config import UserError
 from vae_jax.dsp import stft
@@ -32,18 +32,19 @@ PRESENT = 0.01  # share of the samples from which on a class counts as present
 def assess(run: session.Session, measures=(), measure_batch: int = 100, judge: str = "", interrupted=lambda: False) -> dict | None:
     """All figures of a run; None if interrupted. measures: (name, amount) pairs of `Task.measures`, over the whole test split."""
     waves = run.task.front is not None and run.task.front.kind == "wave"
+    coded = waves and run.task.front.hop > 0
     sources = session.sources(run)
     found = evaluate.splits(run, sources, interrupted)
     if found is None:
         return None
-    for figures in (assess_waves.baselines,) if waves else (codes_and_pictures, resynthesised):
+    for figures in (assess_codes.figures,) if coded else (assess_waves.baselines,) if waves else (codes_and_pictures, resynthesised):
         values = figures(run, sources, interrupted)
         if values is None:
             return None
         found |= values
     found |= assess_waves.ratios(found)
     if judge:
-        verdict = (assess_waves.judged if waves else judged)(run, judge, sources, interrupted)
+        verdict = (assess_codes.judged if coded else assess_waves.judged if waves else judged)(run, judge, sources, interrupted)
         if verdict is None:
             return None
         found |= verdict

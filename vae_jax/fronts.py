@@ -31,8 +31,8 @@ class Sound:
 class Front(NamedTuple):
     """analyse(batch) -> x [b, h, w, c] in 0..1;  level(batch) -> [b] in about 0..1, or None where every example has the same white
     sound(x, level, key) -> waves [b, samples] in -1..1; None for pictures. rate: samples a second. kind: 'image', 'audio' (spectrograms), or 'wave':
-    a model of the wave itself, shape (samples, channels), which analyse gives; what it makes of a sound comes `delay` samples late. hop: of one whose
-    latents are codes of a codebook, the samples that a code stands for; 0 elsewhere."""
+    a model of the wave itself, shape (samples, channels), which analyse gives; what it makes of a sound comes `delay` samples late. hop: of one that
+    makes sounds, sample by sample, of codes alone (wave_vqvae), the samples that a code stands for; 0 elsewhere."""
 
     kind: str
     shape: tuple[int, ...]

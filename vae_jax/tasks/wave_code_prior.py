@@ -2,10 +2,10 @@
 
     --config.start_from=encoder=RUN,quantizer=RUN,decoder=RUN        the players of a `wave_vqvae` run, which no move trains
 
-Codes come from the sounds at every step. A recording that ends within an example ends with a code more, END, so that samples end as well; codes behind it
-cost nothing. Of c codes a position, the sequence is taken c times as long. Rates are of evaluation, in bits a code, END's among those of the learned
-prior; a code of `uniform` bits is log2 K, of `empirical` ones costs the entropy of how often the codes of the split itself are used. Players: prior;
-encoder, quantizer, decoder.
+Codes come from the sounds at every step. A recording that ends within an example ends with a code more, END, so that samples end as well; codes
+behind it cost nothing. Of c codes a position, the sequence is taken c times as long. Rates are of evaluation, in bits a code, END's among those of
+the learned prior; a code of `uniform` bits is log2 K, of `empirical` ones costs the entropy of how often the codes of the split itself are used. Players:
+prior; encoder, quantizer, decoder.
 """
 
 import dataclasses
@@ -86,11 +86,12 @@ def make(config: Config, spec) -> Task:
         sound, codes = sums["sound"] / sums["samples"] / math.log(2), sums["codes"] / sums["samples"]
         found |= {"loss": sums["loss"] / sums["codes"], "bits_per_code": bits, "bits_per_second": c * per_second * bits,
                   "share_of_uniform": bits / uniform, "share_of_empirical": bits / max(empirical, 1e-9)}
-        return found | {f"{name}bits_per_sample": sound + codes * rate for name, rate in (("", bits), ("empirical_", empirical), ("uniform_", uniform))}
+        rates = (("", bits), ("empirical_", empirical), ("uniform_", uniform))
+        return found | {f"{name}bits_per_sample": sound + codes * rate for name, rate in rates}
 
     def sample(params, variables, key, request):
-        """request: temperature [n], and label and speaker [n] int32 where prior or decoder are told them. Silence behind a sound's END; `valid` [n], how
-        many samples are before it."""
+        """request: temperature [n], and label and speaker [n] int32 where prior or decoder are told them. Behind END there is silence; `valid` [n]:
+        how many samples come before."""
         keys, b = jax.random.split(key), len(request["temperature"])
         drawn = wavenet.generate(net, params["prior"], keys[0], (b, n * c), condition_of(request), None, request["temperature"], m.top_k or None)
         length = jnp.sum(jnp.cumprod(drawn != end, 1), 1) // c
@@ -99,8 +100,8 @@ def make(config: Config, spec) -> Task:
         valid = length * front.hop
         return {"audio/mean": jnp.where(jnp.arange(audio.shape[1]) < valid[:, None], audio[..., 0], 0.0), "codes": codes, "valid": valid}
 
-    return Task(init=init, moves={"train": Move(("prior",), loss)}, schedule=lambda step: ("train",), metrics=metrics, summary=summary, encode=vq.encode,
-                decode=vq.decode, condition=vq.condition, sample=sample, front=front)
+    return Task(init=init, moves={"train": Move(("prior",), loss)}, schedule=lambda step: ("train",), metrics=metrics, summary=summary,
+                encode=vq.encode, decode=vq.decode, condition=vq.condition, sample=sample, front=front)
 
 
 def told(m: Model) -> tuple[str, ...]:

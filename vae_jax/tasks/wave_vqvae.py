@@ -167,8 +167,8 @@ def code_figures(q: quantization.Quantizer, counts, codes_per_second: float) -> 
 def _check(config: Config, spec) -> tuple[str, ...]:
     """The names of the classes that the decoder is told, or a UserError for settings that do not fit together or the data."""
     m, crop = config.model, config.data.crop
-    if "audio" not in spec.fields or "rate" not in spec.facts:
-        raise UserError(f"this VQ-VAE is for sounds, but the data set {spec.name} holds {', '.join(spec.fields)}.")
+    if not {"audio", "valid"} <= spec.fields.keys() or "rate" not in spec.facts:
+        raise UserError(f"this VQ-VAE is for sounds as data_prep writes them, but the data set {spec.name} holds {', '.join(spec.fields)}.")
     if spec.fields["audio"].shape[1] != 1:
         raise UserError(f"this VQ-VAE is for one channel, but {config.data.dir} has {spec.fields['audio'].shape[1]}: prepare it with --channels=1.")
     for name, least in {"hidden": 1, "blocks": 0, "downs": 1, "commitment": 0, "cycles": 1, "layers": 1, "residual": 1, "gate": 1, "skip": 1,

@@ -5,7 +5,10 @@
 
 Prints a table and writes WORKDIR/evaluation.json (with --split, evaluation-SPLIT.json). Dear figures that an earlier call measured at the same
 checkpoint, such as the likelihood, stay in the file. Of models of the wave (RAVE) the spectral distance stands beside those of silence and of the
-mean training spectrum, and `distance_ratio` is ours over the better one's; a judge hears what is rebuilt of held-out sounds.
+mean training spectrum, and `distance_ratio` is ours over the better one's; a judge hears what is rebuilt of held-out sounds. Of models that tell
+sounds by codes (wave_vqvae) there is what these give away of class and speaker; a judge hears copies, and copies with another voice.
+
+    python -m vae_jax evaluate --workdir=runs/wave_vqvae --judge=runs/judge_speaker      and with --judge=runs/judge_fsdd: both stay in the file
 """
 
 import json
@@ -19,7 +22,7 @@ from vae_jax.verbs import trained
 SPLIT = flags.DEFINE_string("split", "", "Split, or part of one such as test[:100], in place of the run's test split.")
 MEASURE = flags.DEFINE_multi_string("measure", [], "NAME:AMOUNT, a dearer figure of the task on the test split; nll:5000 = 5,000 importance samples.")
 MEASURE_BATCH = flags.DEFINE_integer("measure_batch", 100, "Examples a batch of --measure.", lower_bound=1)
-JUDGE = flags.DEFINE_string("judge", "", "Run folder of a classifier (experiments/judge.py) that looks at prior samples.")
+JUDGE = flags.DEFINE_string("judge", "", "Run folder of a classifier (experiments/judge.py) that looks at samples, or listens to copies.")
 
 
 def main(started: float) -> int:

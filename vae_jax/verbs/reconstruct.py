@@ -12,6 +12,12 @@ model, NAME from the file. Other data than the run's own, and files, have the ru
 
 Models of the wave (RAVE) have their sounds written with all their channels, and a file comes back as long as it is and in time with the original, no
 louder than the model plays it; NAME.npz holds errors instead of arrays.
+
+    python -m vae_jax reconstruct --workdir=runs/wave_vqvae --condition=theo
+    python -m vae_jax reconstruct --workdir=runs/wave_vqvae --condition=theo --wav=mine.wav
+
+Models that tell sounds by codes (wave_vqvae) speak them anew, sample by sample: as they were said, or with --condition all as one class that their
+decoder is told, such as a speaker; NAME ends with its number. A file may last a minute.
 """
 
 import dataclasses
@@ -25,6 +31,7 @@ DATA = flags.DEFINE_string("data", "", "Folder written by data_prep; '' = the ru
 SPLIT = flags.DEFINE_string("split", "", "Split, or part of one such as test[:100]; '' = the run's test split.")
 COUNT = flags.DEFINE_integer("count", 64, "At most so many examples, evenly spaced over the split.", lower_bound=1)
 WAV = flags.DEFINE_string("wav", "", "A sound file (WAV, AIFF, FLAC, Ogg, MP3), for a model of sounds.")
+CONDITION = flags.DEFINE_string("condition", "", "Models of sounds by codes: the class, such as a speaker, that everything is rebuilt as.")
 SHOWN = 80  # pictures on the sheet
 HEARD = 64  # sounds rebuilt at once
 PIECES = 32  # of the model's length that are joined to one stretch of a long sound
@@ -36,6 +43,12 @@ def main(started: float) -> int:
     run = trained.open_run()
     if run.task.encode is None or run.task.decode is None:
         raise UserError(f"the task {run.config.task!r} rebuilds nothing.")
+    if run.task.front.hop:
+        from vae_jax.verbs import reconstruct_codes
+
+        return reconstruct_codes.main(run, DATA.value, SPLIT.value, COUNT.value, WAV.value, CONDITION.value)
+    if CONDITION.value:
+        raise UserError(f"--condition is for models of sounds by codes (wave_vqvae), and this is a run of the task {run.config.task!r}.")
     if run.task.front.kind == "wave":
         from vae_jax.verbs import reconstruct_waves
 

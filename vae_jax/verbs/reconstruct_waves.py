@@ -36,19 +36,25 @@ def _split(run, origin, expression, count) -> int:
         trained.left(rows is None)
         return 0
     folder, name = run.workdir / "reconstructions", f"{records.open_folder(origin or config.dir).name}-{source.split.name}"
+    captions = [f"{d:.2f}   {e:.1f} dB" for d, e in zip(rows["distance"], rows["error_db"])]
+    factor = write_pairs(folder, name, rows, captions, front.rate)
+    session.write_npz(folder / f"{name}.npz", {k: rows[k] for k in ("row", "distance", "error_db", "high_error_db")})
+    print(f"{len(rows['row'])} sounds, {_said(run, rows)}{held}; gain of the files {factor:.3g}")
+    print(folder / f"{name}.png")
+    return 0
+
+
+def write_pairs(folder, name: str, rows: dict, captions, rate: int) -> float:
+    """Waves `original` and `model` [n, t, c] as FOLDER/NAME/I-original.wav and I-model.wav, at one gain, which is returned, and FOLDER/NAME.png."""
     (folder / name).mkdir(parents=True, exist_ok=True)
     factor = sounds.gain(rows["original"], rows["model"])
     for kind in ("original", "model"):
         for path in (folder / name).glob(f"*-{kind}.wav"):
             path.unlink()  # of an earlier call: another gain, or more examples
         for i, wave in enumerate(rows[kind]):
-            (folder / name / f"{i:03d}-{kind}.wav").write_bytes(sounds.wav(wave, front.rate, factor))
-    captions = [f"{d:.2f}   {e:.1f} dB" for d, e in zip(rows["distance"], rows["error_db"])]
-    (folder / f"{name}.png").write_bytes(sheet(rows["original"], rows["model"], captions, front.rate))
-    session.write_npz(folder / f"{name}.npz", {k: rows[k] for k in ("row", "distance", "error_db", "high_error_db")})
-    print(f"{len(rows['row'])} sounds, {_said(run, rows)}{held}; gain of the files {factor:.3g}")
-    print(folder / f"{name}.png")
-    return 0
+            (folder / name / f"{i:03d}-{kind}.wav").write_bytes(sounds.wav(wave, rate, factor))
+    (folder / f"{name}.png").write_bytes(sheet(rows["original"], rows["model"], captions, rate))
+    return factor
 
 
 def sheet(originals, made, captions, rate: int) -> bytes:
@@ -74,16 +80,22 @@ def _file(run, wav) -> int:
     if held is None or not meshes.is_main():
         trained.left(held is None)
         return 0
-    folder.mkdir(parents=True, exist_ok=True)
-    factor = min(1.0, sounds.gain(wave, made))
-    for kind, values in (("original", wave), ("model", made)):
-        paths[kind].write_bytes(sounds.wav(values, front.rate, factor))
-    shown = np.concatenate([sounds.show(x) for x in sounds.spectrograms([wave[None], made[None]], front.rate)])
-    (folder / f"{name}.png").write_bytes(images.png(images.grid(shown, 1, 6)))
+    factor = write_pair(paths, folder / f"{name}.png", wave, made, front.rate)
     print(f"{len(wave) / front.rate:.2f} s, {_said(run, rows)} over {len(rows['distance'])} stretches of {front.shape[0] / front.rate:.2f} s; {held}; "
           f"gain of the files {factor:.3g}")
     print(paths["model"])
     return 0
+
+
+def write_pair(paths: dict, picture, wave, made, rate: int) -> float:
+    """One wave [t, c] and what was made of it at the `paths` {original, model}, no louder than they are, and their spectrograms; returns the gain."""
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    factor = min(1.0, sounds.gain(wave, made))
+    for kind, values in (("original", wave), ("model", made)):
+        paths[kind].write_bytes(sounds.wav(values, rate, factor))
+    shown = np.concatenate([sounds.show(x) for x in sounds.spectrograms([wave[None], made[None]], rate)])
+    picture.write_bytes(images.png(images.grid(shown, 1, 6)))
+    return factor
 
 
 def _rebuilt(run, source, count, interrupted):

@@ -16,6 +16,11 @@ sounds, the others are noise of the prior. Without an analysis, or with --fideli
 NAME.npz: NAME/NUMBER.npz of every sound has its latents, as `encode` writes them, for `decode`; one that was changed is not overwritten. Discrete
 latents have no prior: after `analyse` the unused directions are noise as strong as training latents vary there, and of each frame the nearest codes
 are taken; without an analysis each level's code is drawn by itself, as often as training chose it, to the power 1 / temperature.
+
+    python -m vae_jax sample --workdir=runs/wave_prior --count=30                 a prior over codes of sounds, every class and speaker in turn
+    python -m vae_jax sample --workdir=runs/wave_prior --label=7 --speaker=theo
+
+Priors over codes of sounds (wave_code_prior): NAME/NUMBER-CLASS.wav as long as the prior made them, NAME.npz with their codes.
 """
 
 import math
@@ -27,6 +32,7 @@ from vae_jax.verbs import trained
 
 COUNT = flags.DEFINE_integer("count", 64, "How many.", lower_bound=1, upper_bound=100_000)
 LABEL = flags.DEFINE_string("label", "", "Class name, of labelled data; '' = the whole prior, or for a conditional model all classes in turn.")
+SPEAKER = flags.DEFINE_string("speaker", "", "Priors over codes of sounds: who speaks; '' = everybody in turn.")
 SPREAD = flags.DEFINE_float("spread", None, "With --label, for an unconditional model: standard deviation around the class's mean code, in place "
                             "of the covariance of its codes.", lower_bound=0.0)
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Scales the code's distance from the prior's mean, or from the class's mean code.",
@@ -53,6 +59,15 @@ def main(started: float) -> int:
     run = trained.open_run()
     if run.task.sample is None:
         raise UserError(f"the task {run.config.task!r} has no samples.")
+    if run.task.front.hop:
+        from vae_jax.verbs import sample_codes
+
+        if SECONDS.value is not None or FIDELITY.value is not None or SPREAD.value is not None:
+            raise UserError("--seconds, --fidelity and --spread are for other models: a prior over codes says itself when a sound ends.")
+        count, asked = COUNT.value if COUNT.present else sample_codes.COUNT, {"label": LABEL.value, "speaker": SPEAKER.value}
+        return sample_codes.main(run, count, asked, TEMPERATURE.value, SEED.value)
+    if SPEAKER.value:
+        raise UserError("--speaker is for priors over codes of sounds.")
     if run.task.front.kind == "wave":
         from vae_jax.verbs import sample_waves
 

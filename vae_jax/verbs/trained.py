@@ -40,8 +40,8 @@ def open_run():
 
 
 def open_run_of_waves():
-    """The same, of a model of the wave itself. Raises UserError for another."""
+    """The same, of a model of the wave whose latents are numbers. Raises UserError for another."""
     run = open_run()
-    if run.task.front is None or run.task.front.kind != "wave":
+    if run.task.front is None or run.task.front.kind != "wave" or run.task.front.hop:
         raise UserError(f"this is for models of the wave, such as RAVE, and {run.workdir} is a run of the task {run.config.task!r}.")
     return run

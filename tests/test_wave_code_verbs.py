@@ -1,0 +1,150 @@
+"""What one does with a VQ-VAE of raw sound and a prior over its codes: training as typed, copies with another voice, what judges hear, new sounds."""
+
+import json
+import os
+
+import jax
+import launch
+import numpy as np
+import pytest
+import soundfile
+import toys
+from sklearn.metrics import mutual_info_score
+
+from vae_jax import assess, assess_codes, data, fronts, records, session, train
+from vae_jax.config import Config, Data, Eval, Optim, Run, UserError
+from vae_jax.tasks import classifier, wave_code_prior, wave_vqvae
+from vae_jax.verbs import reconstruct_codes, sample_codes
+
+MODEL = dict(hidden=8, blocks=1, downs=4, codes=8, dims=4, kmeans=2, cycles=1, layers=4, residual=8, gate=8, skip=16, condition="speaker")
+SOUND = fronts.Sound(n_fft=64, hop=32)
+CONFIG = f'''
+from vae_jax.config import Config, Data, Eval, Optim, Run
+from vae_jax.tasks import wave_vqvae
+
+def get_config():
+    return Config(name="toy", task="wave_vqvae", model=wave_vqvae.Model(**{MODEL}), data=Data(dir=DATA, crop=512, batch=8), optim=Optim(lr=1e-2),
+                  eval=Eval(every=0, batch=8), run=Run(steps=30, log_every=10, save_every=30, devices=1, compile_cache=CACHE))
+'''
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly_compiled():
+    """Compiling takes most of the time here."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, True)
+    os.environ[name.upper()] = "1"  # for what is launched
+    yield
+    jax.config.update(name, before)
+    del os.environ[name.upper()]
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+    """A VQ-VAE trained from the command line, judges of class and speaker, and a prior, all for a few steps."""
+    folder = tmp_path_factory.mktemp("wave")
+    toys.sounds(folder / "data", {"train": 32, "test": 12})
+    (folder / "toy.py").write_text(CONFIG.replace("DATA", repr(str(folder / "data"))).replace("CACHE", repr(str(folder / "cache"))))
+    found = launch.run("train", f"--config={folder / 'toy.py'}", f"--workdir={folder / 'vq'}")
+    assert found.returncode == 0 and "a code stands for 4 ms" in found.stderr + found.stdout, found.stderr
+    lines = [line for line in launch.lines(folder / "vq") if "eval/test/loss" in line]
+    assert lines[-1]["eval/test/loss"] < np.log(256) and lines[-1]["eval/test/uniform_bits_per_second"] == 750.0
+    players = ",".join(f"{player}={folder / 'vq'}" for player in ("encoder", "quantizer", "decoder"))
+    prior = wave_code_prior.Model(autoencoder=wave_vqvae.Model(**MODEL), condition=("label",), cycles=1, layers=3, residual=8, gate=8, skip=8)
+    for name, task, model, more in (("prior", "wave_code_prior", prior, {"start_from": players}),
+                                    ("label", "classifier", classifier.Model(channels=(4, 8), hidden=8, sound=SOUND), {}),
+                                    ("speaker", "classifier", classifier.Model(channels=(4, 8), hidden=8, sound=SOUND, label="speaker"), {})):
+        config = Config(name=name, task=task, model=model, data=Data(dir=str(folder / "data"), batch=8), optim=Optim(lr=1e-2),
+                        eval=Eval(every=0, batch=12, roles=("test",)),
+                        run=Run(steps=60, log_every=30, save_every=60, devices=1, compile_cache=str(folder / "cache")), **more)
+        train.train(config, str(folder / name))
+    return folder
+
+
+def test_figures_and_the_judges_of_copies(setup):
+    said = launch.run("evaluate", f"--workdir={setup / 'vq'}", f"--judge={setup / 'label'}")
+    assert said.returncode == 0, said.stderr
+    first = json.loads((setup / "vq" / "evaluation.json").read_text())["results"]
+    run = session.open_run(str(setup / "vq"))
+    found = assess.assess(run, judge=str(setup / "speaker"))
+    assert {"judge/speaker_moved", "judge/speaker_in_copies"} <= found.keys() and {"judge/label_kept", "judge/label_in_copies"} <= first.keys()
+    for name in found.keys() & first.keys():
+        assert found[name] == pytest.approx(first[name], rel=1e-3, abs=1e-4), name
+
+    source = data.Source(str(setup / "data"), "test")
+    batch = source.read(np.arange(12))
+    own, swapped = (jax.tree.map(np.asarray, jax.jit(lambda p, v: assess_codes.copy(run, p, v, batch, to))(run.params, run.variables))
+                    for to in (None, 1 - batch["speaker"]))
+    x, y = own[0][:, :1000, 0], own[1][:, :1000, 0]
+    assert first["judge/correlation"] == pytest.approx(np.mean([abs(np.corrcoef(a, b)[0, 1]) for a, b in zip(x, y)]), rel=1e-4)
+    judge = session.open_run(str(setup / "speaker"))
+    named = lambda audio: np.asarray(judge.task.encode(judge.params, judge.variables, {"audio": audio[:, :1000]})["logits"]).argmax(-1)
+    assert found["judge/speaker_in_copies"] == pytest.approx(np.mean(named(own[1]) == batch["speaker"]))
+    assert found["judge/speaker_moved"] == pytest.approx(np.mean(named(swapped[1]) != batch["speaker"]))
+    assert found["judge/speaker_in_originals"] == pytest.approx(np.mean(named(own[0]) == batch["speaker"]))
+
+    code = np.asarray(jax.jit(run.task.encode)(run.params, run.variables, batch)["indices"])[..., 0]
+    told = lambda label: mutual_info_score(np.repeat(label, 63), code.reshape(-1)) / np.log(2)
+    chance = np.mean([told(np.random.default_rng(i).permutation(batch["label"])) for i in range(20)])
+    assert found["eval/test/information_label_by_chance"] == pytest.approx(chance, rel=1e-5)
+    assert found["eval/test/information_label"] == pytest.approx(told(batch["label"]) - chance, rel=1e-4, abs=1e-7)
+    assert all(0 <= found[f"eval/test/probe_{name}_{kind}"] <= 1 for name in ("label", "speaker") for kind in ("codes", "z", "majority"))
+
+
+def test_copies_as_files(setup, capsys, tmp_path):
+    run = session.open_run(str(setup / "vq"))
+    folder = setup / "vq" / "reconstructions"
+    said = launch.run("reconstruct", f"--workdir={setup / 'vq'}", "--count=3", "--condition=bob")
+    assert said.returncode == 0 and "3 sounds as bob" in said.stdout, said.stderr
+    assert reconstruct_codes.main(run, "", "", 3, "", "") == 0 and "correlation of the waves" in capsys.readouterr().out
+    names = [f"tones-test{name}.wav" for name in ("-speaker1/000-model", "/000-model", "/000-original")]
+    as_bob, as_said, original = (soundfile.read(folder / name)[0] for name in names)
+    assert len(as_bob) == len(as_said) == len(original) == 1008
+    assert np.abs(as_bob - as_said).max() > 1e-3 and np.abs(as_said - original).max() > 1e-3
+    assert len(np.load(folder / "tones-test.npz")["correlation"]) == 3 and (folder / "tones-test.png").exists()
+
+    soundfile.write(tmp_path / "mine.wav", 0.3 * np.sin(np.arange(9000) / 9), 12_000)  # another rate
+    assert reconstruct_codes.main(run, "", "", 8, str(tmp_path / "mine.wav"), "ann") == 0
+    made, rate = soundfile.read(folder / "wav-mine-speaker0-model.wav")
+    assert (len(made), rate) == (3000, toys.RATE) and np.std(made) > 1e-4 and "0.75 s as ann" in capsys.readouterr().out
+
+
+def test_new_sounds(setup, capsys):
+    run = session.open_run(str(setup / "prior"))
+    assert sample_codes.main(run, 8, {"label": "", "speaker": "bob"}, 1.0, 0) == 0
+    stored = np.load(setup / "prior" / "samples" / "count8-speaker1-temperature1-seed0.npz")
+    np.testing.assert_array_equal(stored["label"], np.arange(8) % 2)
+    np.testing.assert_array_equal(stored["speaker"], np.ones(8))
+    files = sorted((setup / "prior" / "samples" / "count8-speaker1-temperature1-seed0").iterdir())
+    assert files[1].name == "001-high-bob.wav" and len(files) == 8
+    assert [len(soundfile.read(f)[0]) for f in files] == [max(1, n) for n in stored["valid"]]
+    request = assess_codes.requests(run, 8)
+    assert {tuple(pair) for pair in zip(request["label"].tolist(), request["speaker"].tolist())} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    found = assess_codes.judged(run, str(setup / "label"), {})
+    assert 0 <= found["judge/label_in_samples"] <= 1 and found["judge/label_accuracy"] > 0.9
+    with pytest.raises(UserError, match="--speaker=eve is not a class"):
+        sample_codes.main(run, 8, {"speaker": "eve"}, 1.0, 0)
+
+
+def test_refusals(setup, tmp_path):
+    run = session.open_run(str(setup / "vq"))
+    rebuild = lambda wav="", condition="", origin="": reconstruct_codes.main(run, origin, "", 3, wav, condition)
+    soundfile.write(tmp_path / "mine.wav", np.zeros(100), toys.RATE)
+    with pytest.raises(UserError, match="--condition=eve is no speaker that the model was told of; these are ann, bob"):
+        rebuild(condition="eve")
+    with pytest.raises(UserError, match="does not say whose voice it has"):
+        rebuild(wav=str(tmp_path / "mine.wav"))
+    fields = {k: f for k, f in run.spec.fields.items() if k in ("audio", "valid")}
+    for name, rate in (("other", 8000), ("nobody", toys.RATE)):
+        with records.Writer(tmp_path / name, name) as writer:
+            writer.add("test", records.encode(fields, {"audio": np.ones((512, 1), np.int16), "valid": 512}))
+            writer.finish(fields, {}, {"rate": rate})
+    with pytest.raises(UserError, match="one channel at 4000 Hz.*--rate=4000"):
+        rebuild(origin=str(tmp_path / "other"))
+    with pytest.raises(UserError, match="does not have these: give --condition=ann"):
+        rebuild(origin=str(tmp_path / "nobody"))
+    with pytest.raises(UserError, match="is no judge of sounds"):
+        assess_codes.judged(run, str(setup / "vq"), {})
+    said = launch.run("encode", f"--workdir={setup / 'vq'}", f"--wav={tmp_path / 'mine.wav'}")
+    assert said.returncode == 2 and "this is for models of the wave" in said.stderr, said.stderr
