@@ -16,7 +16,8 @@ from vae_jax.tasks import wave_code_prior, wave_vqvae
 DIGITS = wave_vqvae.Model(codes=128, restart=0.1, condition="speaker", layers=8, residual=64, gate=64, skip=128)
 VARIANTS = {
     "fsdd": (DIGITS, Data(dir="datasets/fsdd", crop=2048, batch=8), 4000),
-    "two_speakers": (wave_vqvae.Model(restart=0.1, condition="label", layers=9), Data(dir="datasets/voices", crop=4096, batch=8), 8000),
+    "two_speakers": (wave_vqvae.Model(codes=256, restart=0.1, condition="label", layers=9, residual=64, gate=64, skip=128),
+                     Data(dir="datasets/voices", crop=4096, batch=4), 6000),
     # Whole recordings, so that it learns how they begin and end
     "prior": (wave_code_prior.Model(autoencoder=DIGITS, condition=("label", "speaker")), Data(dir="datasets/fsdd", batch=64), 2000),
 }
@@ -30,5 +31,5 @@ def get_config(variant: str = "fsdd") -> Config:
     return Config(
         name=f"wave_vqvae-{variant}", task="wave_code_prior" if prior else "wave_vqvae", model=model, data=data,
         optim=Optim(lr=1e-3 if prior else 2e-3, schedule="cosine", warmup_steps=100, ema=0.99 if prior else 0.999),
-        eval=Eval(every=steps // 4, batch=20), run=Run(steps=steps, log_every=20, save_every=steps // 8),
+        eval=Eval(every=steps // 4, batch=20, examples=300), run=Run(steps=steps, log_every=20, save_every=steps // 8),
     )

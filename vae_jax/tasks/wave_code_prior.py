@@ -4,8 +4,8 @@
 
 Codes come from the sounds at every step. A recording that ends within an example ends with a code more, END, so that samples end as well; codes
 behind it cost nothing. Of c codes a position, the sequence is taken c times as long. Rates are of evaluation, in bits a code, END's among those of
-the learned prior; a code of `uniform` bits is log2 K, of `empirical` ones costs the entropy of how often the codes of the split itself are used. Players:
-prior; encoder, quantizer, decoder.
+the learned prior; a code of `uniform` bits is log2 K, of `empirical` ones costs the entropy of how often the codes of the split itself are used.
+Players: prior; encoder, quantizer, decoder.
 """
 
 import dataclasses

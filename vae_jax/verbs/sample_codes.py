@@ -41,13 +41,14 @@ def main(run, count: int, asked: dict[str, str], temperature: float, seed: int) 
     factor = sounds.gain(waves)
     for i, (wave, valid) in enumerate(zip(waves[:FILES], found["valid"])):
         of = "".join(f"-{run.spec.fields[k].labels[request[k][i]]}" for k in told)
-        (folder / name / f"{i:03d}{of if of.replace('-', '').isalnum() else ''}.wav").write_bytes(sounds.wav(wave[:max(1, valid)], front.rate, factor))
+        of = of if of.replace("-", "").isalnum() else ""  # a class name may be no file name
+        (folder / name / f"{i:03d}{of}.wav").write_bytes(sounds.wav(wave[:max(1, valid)], front.rate, factor))
     columns = min(10, count)
     pictures = sounds.show(sounds.spectrograms([waves[:FILES]], front.rate)[0])
     (folder / f"{name}.png").write_bytes(images.png(images.grid(images.resize(pictures, columns), columns, 4)))
     ended = found["valid"] < front.shape[0]
-    print(f"{len(waves[:FILES])} wavs in {folder / name}, {found['valid'].mean() / front.rate:.2f} s long on average; {ended.sum()} of {count} end by "
-          f"themselves; gain {factor:.3g}")
+    print(f"{len(waves[:FILES])} wavs in {folder / name}, {found['valid'].mean() / front.rate:.2f} s long on average; {ended.sum()} of {count} end "
+          f"by themselves; gain {factor:.3g}")
     print(folder / f"{name}.png")
     return 0
 
