@@ -23,7 +23,7 @@ MNIST = Data(dir="datasets/mnist", train="train[:55000]", validation="train[5500
 HALF = (Target("eval/test/perplexity", 128.0, ">=", source="half of the codebook"),)
 VARIANTS = {
     "mnist": (vqvae.Model(**DIGITS), MNIST, 4_000, HALF),
-    "mnist_bits": (vqvae.Model(**DIGITS, likelihood="logistic_mixture"), MNIST, 4_000, HALF),  # for bits a value
+    "mnist_bits": (vqvae.Model(**DIGITS, likelihood="logistic_mixture"), MNIST, 2_000, HALF),  # for bits a value
     "cifar10": (vqvae.Model(variance=0.0632704, kmeans=0), Data(dir="datasets/cifar10", batch=32), 10_000,
                 (Target("eval/test/nmse", 0.058, "<=", source="sonnet's notebook: 0.056 of training batches after 10,000 steps"),
                  Target("eval/test/perplexity", 300.0, ">=", source="sonnet's notebook: 326"))),
@@ -39,6 +39,6 @@ def get_config(variant: str = "mnist") -> Config:
     model, data, steps, targets = VARIANTS[variant]
     return Config(
         name=f"vqvae-{variant}", task="vqvae", model=model, data=dataclasses.replace(data), optim=Optim(lr=3e-4),
-        eval=Eval(every=steps // 4, batch=data.batch), run=Run(steps=steps, log_every=100, save_every=steps // 4), targets=targets,
+        eval=Eval(every=steps // 4, batch=data.batch, examples=5_000), run=Run(steps=steps, log_every=100, save_every=steps // 4), targets=targets,
         measures={"repair": 4} if model.corruptions else {},
     )
