@@ -13,11 +13,12 @@ Data: as for experiments/fsdd.py. For two_speakers, a folder for each voice:
 from vae_jax.config import Config, Data, Eval, Optim, Run, UserError
 from vae_jax.tasks import wave_code_prior, wave_vqvae
 
-DIGITS = wave_vqvae.Model(codes=128, restart=0.1, condition="speaker", layers=8, residual=64, gate=64, skip=128)
+# Twice the channels were behind after as much time, in the first minutes at least: 3.44 nats a held-out sample for 3.36
+SMALL = dict(restart=0.1, residual=32, gate=32, skip=128)
+DIGITS = wave_vqvae.Model(codes=128, condition="speaker", layers=8, **SMALL)
 VARIANTS = {
-    "fsdd": (DIGITS, Data(dir="datasets/fsdd", crop=2048, batch=8), 4000),
-    "two_speakers": (wave_vqvae.Model(codes=256, restart=0.1, condition="label", layers=9, residual=64, gate=64, skip=128),
-                     Data(dir="datasets/voices", crop=4096, batch=4), 6000),
+    "fsdd": (DIGITS, Data(dir="datasets/fsdd", crop=2048, batch=8), 8000),
+    "two_speakers": (wave_vqvae.Model(codes=256, condition="label", layers=9, **SMALL), Data(dir="datasets/voices", crop=4096, batch=8), 8000),
     # Whole recordings, so that it learns how they begin and end
     "prior": (wave_code_prior.Model(autoencoder=DIGITS, condition=("label", "speaker")), Data(dir="datasets/fsdd", batch=64), 2000),
 }
