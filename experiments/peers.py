@@ -11,7 +11,7 @@ import math
 
 from vae_jax.config import Config, Data, Eval, Optim, Run, UserError
 from vae_jax.dsp.augment import Augment
-from vae_jax.tasks import rave, vae, vqvae
+from vae_jax.tasks import rave, vae, vqvae, wave_vqvae
 
 SIGMA = math.sqrt(0.5)  # -log p is then the plain sum of squared errors, plus N/2 log(pi)
 BARE = dict(amplitudes=0, full_band=False, augment=Augment(allpass=0.0, dither=False))
@@ -22,6 +22,7 @@ VARIANTS = {
                     Data(dir="datasets/fsdd_faithful", batch=64)),
     # The published network, its codebook learned by a loss
     "vqvae32": (vqvae.Model(quantizer="loss"), Data(dir="datasets/cifar10", batch=32)),
+    "wavenet": (wave_vqvae.Model(cycles=5, residual=32, gate=32, skip=512), Data(dir="datasets/fsdd", crop=2048, batch=8)),  # for --generate
     # Stage 1 on 4,096 frames of 16 sub-bands, without the distance of the wave and without augmentation
     "rave_small": (rave.Model(capacity=16, **BARE), Data(dir="datasets/recordings", crop=65_536, batch=8)),
     "rave_v1": (rave.Model(capacity=64, **BARE), Data(dir="datasets/recordings", crop=65_536, batch=4)),
@@ -33,7 +34,7 @@ def get_config(variant: str = "mlp") -> Config:
     if variant not in VARIANTS:
         raise UserError(f"experiments/peers.py has no variant {variant!r}; it has {', '.join(VARIANTS)}.")
     model, data = VARIANTS[variant]
-    task = {rave.Model: "rave", vqvae.Model: "vqvae"}.get(type(model), "vae")
+    task = {rave.Model: "rave", vqvae.Model: "vqvae", wave_vqvae.Model: "wave_vqvae"}.get(type(model), "vae")
     return Config(name=f"peers-{variant}", task=task, model=model, data=data, optim=Optim(lr=1e-3),
                   eval=Eval(every=500, roles=("test",), batch=data.batch if task == "rave" else 500), run=Run(steps=5000, log_every=100, save_every=5000))
 

@@ -17,7 +17,7 @@ from vae_jax import data, metrics, records, tasks, train, update
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted(p for p in (ROOT / "experiments").glob("*.py"))
-SOUNDS = ("fsdd", "genres", "rave", "rave_small", "rave_v1", "speaker", "spectrogram", "voices", "bands", "wave_vqvae")  # experiments and variants on sounds
+SOUNDS = ("fsdd", "genres", "rave", "rave_small", "rave_v1", "speaker", "spectrogram", "voices", "bands", "wave_vqvae", "wavenet")  # experiments and variants on sounds
 
 
 def load(path):

@@ -50,12 +50,16 @@ class Model:
     temperature: float = 1.0  # of the draws that make a sound of codes
 
 
+def network(m: Model, dtype=jnp.float32) -> wavenet.WaveNet:
+    return wavenet.WaveNet(CLASSES, 0, tuple(2**i for i in range(m.layers)) * m.cycles, m.kernel, m.residual, m.gate, m.skip, dtype)
+
+
 def make(config: Config, spec) -> Task:
     m = config.model
     labels = _check(config, spec)
     dtype, q, hop, rate = jnp.dtype(config.dtype), vqvae.quantizer(m), 2**m.downs, spec.facts["rate"]
     encoder, context = wave_vqvae.Encoder(m.hidden, m.blocks, m.downs, q.dims, dtype), wave_vqvae.Context(m.hidden, dtype)
-    net = wavenet.WaveNet(CLASSES, 0, tuple(2**i for i in range(m.layers)) * m.cycles, m.kernel, m.residual, m.gate, m.skip, dtype)
+    net = network(m, dtype)
 
     def analyse(batch):
         """[b, t, 1], t a multiple of the hop, silence behind what is real."""

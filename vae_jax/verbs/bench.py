@@ -4,6 +4,8 @@
     python -m vae_jax bench --config=experiments/rave.py:v1 --step=1000001       a step of a later stage
     python -m vae_jax bench --config=experiments/genres.py --griffin_lim=100
     taskset -c 0 python -m vae_jax bench --config=experiments/rave.py:v2 --play=2048            on one core, 2,048 samples at a time
+    python -m vae_jax bench --config=experiments/code_prior.py:photos --generate=64             maps of codes, also by full passes
+    python -m vae_jax bench --config=experiments/peers.py:wavenet --generate=16
 
 Step time is the median over single steps, each waited for; `input_wait_share` is the share of wall time spent waiting for
 batches. `peak_flops` is what one large matrix product reaches here in the same dtype, measured, not a data sheet.
@@ -14,6 +16,9 @@ iterations of config.model.sound: by our Griffin-Lim and by librosa's, all clips
 
 --play=BLOCK instead times a model of the wave of that size, untrained, at the rate of the data set: ten seconds of noise through its encoder, their
 latents through its decoder (medians of five), and STEPS blocks through both as `stream` plays them. `_times` are times as fast as the sound lasts.
+
+--generate=COUNT instead draws COUNT maps of codes, or COUNT seconds of sound side by side, with the cached step of an untrained autoregressive net:
+median of three. Of maps, full passes at every position are timed in turns with it.
 """
 
 import functools
@@ -34,12 +39,17 @@ STEPS = flags.DEFINE_integer("steps", 100, "Steps that are timed.", lower_bound=
 STEP = flags.DEFINE_integer("step", 0, "Number of the training step whose moves are timed, over and over.", lower_bound=0)
 GRIFFIN_LIM = flags.DEFINE_integer("griffin_lim", 0, "Clips of the test split on which Griffin-Lim is timed instead of the step.", lower_bound=0)
 PLAY = flags.DEFINE_integer("play", 0, "Samples of a block with which a model of the wave is timed as it is played, instead of the step.", lower_bound=0)
+GENERATE = flags.DEFINE_integer("generate", 0, "Maps of codes, or sounds, that an autoregressive net draws side by side, instead of the step.", lower_bound=0)
 
 
 def main(started: float) -> int:
     config = common.config_of(CONFIG)
     common.compile_cache(config.run.compile_cache)
-    if PLAY.value:
+    if GENERATE.value:
+        from vae_jax.verbs import bench_generate
+
+        figures = bench_generate.main(config, GENERATE.value)
+    elif PLAY.value:
         figures = play(config, PLAY.value, STEPS.value)
     else:
         figures = griffin_lim(config, GRIFFIN_LIM.value) if GRIFFIN_LIM.value else bench(config, STEPS.value, started)
