@@ -8,11 +8,11 @@ import numpy as np
 from vae_jax import data as datas
 from vae_jax import evaluate, records, session
 from vae_jax.config import UserError
-from vae_jax.latents import probes
+from vae_jax.latents import pca, probes
 from vae_jax.losses import spectral
 
 FIELDS = ("label", "speaker")
-PARTS = 6  # of a sound, equally long, which linear probes see side by side
+PARTS, DIRECTIONS = 6, 64  # equal parts of a sound, which linear probes see side by side, and principal directions of these that they are given
 PROBED = 4_000  # examples of a split, evenly spaced
 SHUFFLES = 20  # of the classes among sounds, whose information is that of chance
 JUDGED, HEARD = 400, 50  # held-out sounds, evenly spaced, that a judge hears; and at once
@@ -23,7 +23,8 @@ def figures(run, sources: dict, interrupted=lambda: False) -> dict | None:
     """What codes tell of class and speaker (V11), held out; None if interrupted. Nothing for a prior: its codes are those of another run.
 
     probe_FIELD_codes, probe_FIELD_z: accuracy of logistic regression on the shares of each code, and on the mean of what the encoder gave, in each of
-    PARTS equal parts of a sound; probe_FIELD_majority: of always the commonest class. information_FIELD: bits that one code tells of the class of its
+    PARTS equal parts of a sound, both on their first DIRECTIONS, so that it has as many numbers of the one as of the other; probe_FIELD_majority: of
+    always the commonest class. information_FIELD: bits that one code tells of the class of its
     sound, I(code; class) of the held-out counts (plug-in) less information_FIELD_by_chance, the same where classes are dealt out anew.
     """
     fields = [name for name in FIELDS if name in run.spec.fields and run.spec.fields[name].labels]
@@ -41,8 +42,11 @@ def figures(run, sources: dict, interrupted=lambda: False) -> dict | None:
         if min(classes) < 2:
             continue
         for kind in ("codes", "z"):
-            views = [r[kind].reshape(len(r[kind]), -1) for r in (train, held)]
+            directions = pca.fit(train[kind], DIRECTIONS)
+            views = [pca.project(directions, r[kind]) for r in (train, held)]
             found[f"eval/{role}/probe_{name}_{kind}"] = probes.linear_probe(views[0], train[name], views[1], held[name])[0]
+            if interrupted():
+                return None
         found[f"eval/{role}/probe_{name}_majority"] = float(np.bincount(held[name]).max() / len(held[name]))
         chance = [information(held["counts"], np.random.default_rng(i).permutation(held[name])) for i in range(SHUFFLES)]
         found[f"eval/{role}/information_{name}"] = information(held["counts"], held[name]) - float(np.mean(chance))
