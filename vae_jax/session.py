@@ -1,5 +1,6 @@
 """What a run is to the code around the loop: its stored data description, its weights opened for use, and the wish to leave."""
 
+import hashlib
 import io
 import json
 import os
@@ -165,28 +166,45 @@ def _pick(workdir, which):
     return (apart or [workdir / "checkpoints"])[0], int(which)
 
 
-def start_from(state: updates.TrainState, config: Config, workdir: epath.Path, mesh) -> updates.TrainState:
+def start_from(state: updates.TrainState, config: Config, spec: records.Spec, workdir: epath.Path, mesh) -> updates.TrainState:
     """After init, never on resume: players named in config.start_from take the weights of other runs.
 
-    The runs' configurations are copied into WORKDIR, so that the new run stands alone.
+    The runs' configurations are copied into WORKDIR, so that the new run stands alone. Raises UserError for players of other shapes, for others than
+    those that made the data (`spec`), and where a player that no move trains would keep its random weights.
     """
-    params, variables, ema = dict(state.params), dict(state.variables), dict(state.ema)
-    for player, origin in configs.origins(config).items():
+    params, variables, ema, origins = dict(state.params), dict(state.variables), dict(state.ema), configs.origins(config)
+    idle = [p for p in params if p not in state.opt and p not in origins and jax.tree.leaves((params[p], variables.get(p, {})))]
+    if idle:
+        raise UserError(f"this run does not train {', '.join(idle)}, and config.start_from does not say whose weights to take: give "
+                        f"--config.start_from={','.join(f'{p}=RUN' for p in idle)}, the folder of the run that trained them.")
+    for player, origin in origins.items():
         if player not in params:
             raise UserError(f"config.start_from names player {player!r}, but this task's players are {', '.join(params)}.")
         other = open_run(origin)
         if player not in other.params:
             raise UserError(f"config.start_from: {origin} has no player {player!r}; it has {', '.join(other.params)}.")
-        if found := _differs(params[player], other.params[player]):
+        ours, theirs = ((r.params[player], r.variables.get(player, {})) for r in (state, other))
+        if found := _differs(ours[0], theirs[0]) or _differs(ours[1], theirs[1]):
             raise UserError(f"config.start_from: of {player} in {origin}, {found}; use the same config.model.")
-        params[player] = _copy(other.params[player], mesh)
+        if spec.facts.get("players", {}).get(player, digest(*theirs)) != digest(*theirs):
+            raise UserError(f"config.start_from: {config.data.dir} was made with other weights of {player} than those of {origin} at step {other.step}: make "
+                            "the data set again with that run, or start from the one that made it.")
+        params[player] = _copy(theirs[0], mesh)
         if player in ema:
-            ema[player] = _copy(other.params[player], mesh)
-        if player in other.variables:
-            variables[player] = _copy(other.variables[player], mesh)
+            ema[player] = _copy(theirs[0], mesh)
+        if player in variables:
+            variables[player] = _copy(theirs[1], mesh)
         if meshes.is_main():
             write_json(workdir / f"start_from_{player}.json", configs.to_dict(other.config))
     return state.replace(params=params, variables=variables, ema=ema)
+
+
+def digest(*trees) -> str:
+    """Of all arrays of the trees, 16 hexadecimal digits."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(trees):
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()[:16]
 
 
 def _copy(tree, mesh):

@@ -91,7 +91,7 @@ def _train(config: Config, workdir: epath.Path, mesh, clock: metrics.Clock, leav
         compiled = _rehearse(task, config, update, init, example, mesh, saves.latest() or 0)
     progress, step, found = Progress(), 0, saves.restore(target)
     if found is None:
-        state = session.start_from(init(example), config, workdir, mesh)
+        state = session.start_from(init(example), config, spec, workdir, mesh)
     else:
         state, meta, step = found
         progress = Progress(**meta["progress"])

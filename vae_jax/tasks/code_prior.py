@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from vae_jax.config import Config, UserError
-from vae_jax.losses import divergences, likelihoods
+from vae_jax.losses import likelihoods, quantization
 from vae_jax.models import pixelcnn
 from vae_jax.records import Field
 from vae_jax.tasks import Move, Task, vqvae
@@ -73,17 +73,16 @@ def make(config: Config, spec) -> Task:
 
     def metrics(params, variables, batch, key):
         codes, cost = nats(params, variables, batch)
-        counts = jax.vmap(lambda i: jnp.zeros((c, q.codes)).at[jnp.arange(c), i.reshape(-1, c)].add(1.0))(codes)
-        found = {"loss": jnp.sum(cost, (1, 2)), "counts": counts}
+        found = {"loss": jnp.sum(cost, (1, 2)), "counts": jax.vmap(lambda i: quantization.counts(q, i.reshape(-1, c)))(codes)}
         made = {} if "codes" in batch else vq.metrics(params, variables, batch, key)
         return found | {"picture" if name == "loss" else name: made[name] for name in ("loss", "mse", "psnr") if made}
 
     def summary(sums, squares, count):
         cost, bits = sums["loss"] / count, lambda nats: nats / (h * w * c * math.log(2))
-        share = sums["counts"] / sums["counts"].sum(-1, keepdims=True)
-        empirical = float(np.sum(divergences.entropy(jnp.float32(share)))) * h * w
+        perplexity = np.asarray(quantization.perplexity(sums["counts"]))
+        empirical = float(np.sum(np.log(perplexity))) * h * w
         found = {"loss": cost, "bits_per_code": bits(cost), "uniform_bits_per_code": bits(uniform), "empirical_bits_per_code": bits(empirical),
-                 "share_of_uniform": cost / uniform, "share_of_empirical": cost / max(empirical, 1e-9), "perplexity": math.exp(empirical / (h * w * c))}
+                 "share_of_uniform": cost / uniform, "share_of_empirical": cost / max(empirical, 1e-9), "perplexity": float(np.mean(perplexity))}
         found |= {name: sums[name] / count for name in ("mse", "psnr") if name in sums}
         if "picture" in sums and m.autoencoder.likelihood != "squared":
             dims, picture = math.prod(shape), sums["picture"] / count
@@ -92,7 +91,7 @@ def make(config: Config, spec) -> Task:
         return found
 
     def sample(params, variables, key, request):
-        """request: temperature [n]; label [n] int32 for a conditional prior; codes and mask [n, h, w, c]: codes that are kept where the mask is True."""
+        """request: temperature [n]; label [n] int32 where the prior or the decoder is told it; codes and mask [n, h, w, c]: codes that are kept where the mask is True."""
         given = [request[name].reshape(-1, h, w * c) for name in ("codes", "mask")] if "mask" in request else [None, None]
         codes = pixelcnn.generate(net, params["prior"], key, (len(request["temperature"]), h, w * c), request["label"] if m.condition else None,
                                   request["temperature"], m.top_k or None, *given)
@@ -103,10 +102,11 @@ def make(config: Config, spec) -> Task:
         return {"indices": codes_of(params, variables, batch).reshape(-1, h, w, c)}
 
     def condition(batch):
+        """Of a label that the prior is told, the decoder, or both."""
         return jax.nn.one_hot(batch["label"], len(labels))
 
     return Task(init=init, moves={"train": Move(("prior",), loss)}, schedule=lambda step: ("train",), metrics=metrics, summary=summary, encode=encode,
-                decode=vq.decode, condition=condition if m.condition else None, sample=sample, front=vq.front)
+                decode=vq.decode, condition=condition if m.condition or m.autoencoder.condition else None, sample=sample, front=vq.front)
 
 
 def _check(config: Config, spec) -> tuple[str, ...]:

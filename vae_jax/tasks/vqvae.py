@@ -156,7 +156,7 @@ def _check(config: Config, spec, front) -> tuple[str, ...]:
     for name, choices in {"likelihood": LIKELIHOODS, "condition": ("", "label")}.items():
         if getattr(m, name) not in choices:
             raise UserError(f"config.model.{name}={getattr(m, name)!r} is not one of {', '.join(c or repr('') for c in choices)}.")
-    for name, least in {"hidden": 2, "residual": 1, "blocks": 0, "downs": 1, "commitment": 0, "mixtures": 1}.items():
+    for name, least in {"codes": 2, "hidden": 2, "residual": 1, "blocks": 0, "downs": 1, "commitment": 0, "mixtures": 1}.items():
         if getattr(m, name) < least:
             raise UserError(f"config.model.{name}={getattr(m, name)} is too small: give at least {least}.")
     if not m.variance > 0:

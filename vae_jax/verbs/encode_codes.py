@@ -3,7 +3,8 @@
     python -m vae_jax encode_codes --workdir=runs/vq_photos --out=datasets/photos_codes
     python -m vae_jax train --config=experiments/code_prior.py:photos --config.data.dir=datasets/photos_codes ...
 
-Every split of the run's data, whole and in its order: `codes` int32 [h, w, c], and the labels.
+Every split of the run's data, whole and in its order: `codes` int32 [h, w, c], and the labels. The weights that made them are remembered: a prior starts
+from these alone.
 """
 
 from absl import flags
@@ -21,7 +22,7 @@ def main(started: float) -> int:
 
     import jax
 
-    from vae_jax import compression, data, evaluate, records, session
+    from vae_jax import data, evaluate, records, session
 
     if not OUT.value:
         raise UserError("name the folder that is to be written: --out=datasets/NAME.")
@@ -30,6 +31,7 @@ def main(started: float) -> int:
     run = trained.open_run()
     if run.config.task != "vqvae":
         raise UserError(f"{run.workdir} is a run of the task {run.config.task!r}; codes come from a run of vqvae.")
+    session.sources(run, ("train",))  # says so where the data is gone, or other data
     labels = {name: field for name, field in run.spec.fields.items() if name == "label"}
 
     def encode(params, variables, batch):
@@ -47,7 +49,8 @@ def main(started: float) -> int:
                 if leaving.now():
                     trained.left(True)
                     return 0
-        spec = writer.finish(fields, {"made_by": "encode_codes", "model": compression.mark(run)}, {"image": list(run.task.front.shape)})
+        players = {name: session.digest(run.params[name], run.variables.get(name, {})) for name in ("encoder", "quantizer")}
+        spec = writer.finish(fields, {"made_by": "encode_codes"}, {"image": list(run.task.front.shape), "players": players})
     counts = ", ".join(f"{split} {n:,}" for split, n in spec.splits.items())
     print(f"{OUT.value}: {counts}; codes {' x '.join(map(str, shape))} of {' x '.join(map(str, run.task.front.shape))} pictures")
     return 0
