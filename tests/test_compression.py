@@ -1,5 +1,6 @@
 """Files of codes: they come back, cost what the formula says, and are refused where they would come back wrong."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -16,8 +17,10 @@ RNG = np.random.default_rng(0)
 CODES = RNG.integers(0, 20, (70, 6, 6, 1)).astype(np.int32)
 
 
-def run(task, condition="", seed=0):
-    model = AUTO if task == "vqvae" else code_prior.Model(autoencoder=AUTO, channels=4, layers=2, first_kernel=3, hidden=8, condition=condition)
+def run(task, condition="", seed=0, told=""):
+    """condition: of the prior, told: of the decoder."""
+    auto = dataclasses.replace(AUTO, condition=told)
+    model = auto if task == "vqvae" else code_prior.Model(autoencoder=auto, channels=4, layers=2, first_kernel=3, hidden=8, condition=condition)
     config = Config(task=task, model=model)
     made = tasks.get(config, SPEC)
     batch = {"image": np.zeros((1, 24, 24, 3), np.uint8), "label": np.zeros(1, np.int32)}
@@ -30,9 +33,9 @@ def packed():
     return run("vqvae")
 
 
-@pytest.fixture(scope="module", params=["", "label"])
+@pytest.fixture(scope="module", params=[("", ""), ("label", ""), ("", "label")])
 def prior(request):
-    return run("code_prior", request.param)
+    return run("code_prior", request.param[0], told=request.param[1])
 
 
 def test_packed_files(packed):
@@ -41,8 +44,16 @@ def test_packed_files(packed):
     np.testing.assert_array_equal(compression.read(packed, data, "x").indices, CODES)
 
 
-def test_files_of_a_prior(prior):
-    label = RNG.integers(0, 3, 70).astype(np.int32) if prior.config.model.condition else None
+def test_files_of_a_decoder_that_is_told_the_class():
+    label = RNG.integers(0, 3, 70).astype(np.int32)
+    told = run("vqvae", told="label")
+    found = compression.read(told, compression.write(told, compression.Codes(CODES, label)), "x")
+    np.testing.assert_array_equal(found.indices, CODES)
+    np.testing.assert_array_equal(found.label, label)
+
+
+def test_files_of_a_prior(prior, monkeypatch):
+    label = RNG.integers(0, 3, 70).astype(np.int32) if prior.task.condition else None
     codes = compression.Codes(CODES, label)
     data = compression.write(prior, codes)
     found = compression.read(prior, data, "x")
@@ -50,7 +61,8 @@ def test_files_of_a_prior(prior):
     np.testing.assert_array_equal(found.label, label)
     batch = {"codes": CODES, "label": np.zeros(70, np.int32) if label is None else label}
     nats = np.sum(np.asarray(jax.jit(prior.task.metrics)(prior.params, prior.variables, batch, None)["loss"]))
-    header = len(compression.MAGIC) + 4 + int.from_bytes(data[len(compression.MAGIC):len(compression.MAGIC) + 4], "big")
+    start = len(compression.MAGIC) + compression.DIGEST + 4
+    header = start + int.from_bytes(data[start - 4:start], "big")
     labels = 0 if label is None else -(-70 * 2 // 8)
     assert len(data) - header - labels == pytest.approx(nats / np.log(2) / 8, rel=0.002, abs=12)
     for place in (header + labels + 2, len(data) - 3, len(data) // 2):
@@ -60,18 +72,26 @@ def test_files_of_a_prior(prior):
             compression.read(prior, bytes(bad), "x")
     with pytest.raises(UserError, match="is damaged"):
         compression.read(prior, data[:-4], "x")
-    with pytest.raises(UserError, match="another kind of machine"):
-        compression.read(prior, data.replace(b"jax 0", b"jax 9"), "x")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="another kind of machine"):
+        patch.setattr(compression, "_machine", lambda: "abacus")
+        compression.read(prior, data, "x")
+    others = jax.tree.map(lambda x: x * 1.001, prior.params["prior"])  # as if another processor had rounded otherwise
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="is whole, but here the prior's probabilities differ"):
+        patch.setattr(compression, "mark", lambda _, kept=compression.mark(prior): kept)
+        compression.read(prior._replace(params={**prior.params, "prior": others}), data, "x")
 
 
 def test_refusals(packed):
     data = compression.write(packed, compression.Codes(CODES, None))
     with pytest.raises(UserError, match="other weights"):
         compression.read(run("vqvae", seed=1), data, "mine.codes")
-    for bad in (b"", data[:10], b"something else entirely", data[:len(compression.MAGIC) + 40], b"x" + data[1:]):
+    for bad in (b"", data[:10], b"something else entirely", b"x" + data[1:]):
+        with pytest.raises(UserError, match="mine.codes is no file of compressed codes"):
+            compression.read(packed, bad, "mine.codes")
+    for bad in (data[:len(compression.MAGIC)], data[:len(compression.MAGIC) + 40], data[:-1], data + b"0"):
         with pytest.raises(UserError, match="mine.codes is damaged"):
             compression.read(packed, bad, "mine.codes")
-    for place in range(len(data) - 200, len(data), 13):
+    for place in [*range(len(compression.MAGIC), 350, 13), *range(len(data) - 200, len(data), 13)]:
         bad = bytearray(data)
         bad[place] ^= 16
         with pytest.raises(UserError, match="is damaged"):

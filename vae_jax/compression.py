@@ -1,14 +1,15 @@
 """A file of the codes of many pictures: packed by a `vqvae` run, range-coded by the prior of a `code_prior` run, and back to the same codes.
 
-A file is MAGIC, the length of its header (uint32, big-endian), the header (JSON), labels where the prior is conditional (packed), codes. Codes of the
-prior come back only where its probabilities are the very same numbers: so both sides run the same compiled step on the same number of maps, the header
-names model and machine, and a checksum of the codes says in the end whether all went well.
+A file is MAGIC, SHA-256 of all that follows (its first DIGEST bytes), the length of the header (uint32, big-endian), the header (JSON), labels where
+the model is conditional (packed), codes. Codes of the prior come back only where its probabilities are the very same numbers: so both sides run the same
+compiled step on the same number of maps, the header names model and machine, and a checksum of the codes says in the end whether all went well.
 """
 
 import functools
 import hashlib
 import json
 import math
+import platform
 import struct
 from typing import NamedTuple
 
@@ -16,17 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import coding
+from vae_jax import coding, session
 from vae_jax.config import UserError
 from vae_jax.models import pixelcnn
 from vae_jax.tasks import code_prior, vqvae
 
 MAGIC = b"vae_jax codes 1\n"
+DIGEST = 8
 MAPS = 64  # that the prior looks at side by side
 
 
 class Codes(NamedTuple):
-    """indices int32 [n, h, w, c]; label int32 [n] where the prior is conditional, else None."""
+    """indices int32 [n, h, w, c]; label int32 [n] where the model is conditional (its prior, its decoder or both), else None."""
 
     indices: np.ndarray
     label: np.ndarray | None
@@ -53,43 +55,40 @@ def write(run, codes: Codes) -> bytes:
         header["machine"] = _machine()
         body = _by_prior(run, codes.indices.reshape(n, shape[0], -1), codes.label)
     text = json.dumps(header).encode()
-    return MAGIC + struct.pack(">I", len(text)) + text + label + body
+    rest = struct.pack(">I", len(text)) + text + label + body
+    return MAGIC + _digest(rest) + rest
 
 
 def read(run, data: bytes, origin: str) -> Codes:
     """What `write` was given. Raises UserError, naming `origin`, for a file that is damaged or of another model or machine."""
     q, labels = settings(run)
-    damaged = UserError(f"{origin} is damaged, or no file of compressed codes: compress the pictures again.")
-    try:
-        size = struct.unpack(">I", data[len(MAGIC):len(MAGIC) + 4])[0]
-        start = len(MAGIC) + 4 + size
-        header = json.loads(data[len(MAGIC) + 4:start])
-        n, shape, whole = int(header["count"]), tuple(map(int, header["shape"])), math.prod(header["shape"])
-        model, checksum, machine = header["model"], header["checksum"], header.get("machine")
-    except (struct.error, ValueError, KeyError, TypeError, UnicodeDecodeError):
-        raise damaged from None
-    if not data.startswith(MAGIC) or n < 1 or whole < 1:
-        raise damaged
-    if model != mark(run):
+    if not data.startswith(MAGIC):
+        raise UserError(f"{origin} is no file of compressed codes: give one that `compress` wrote.")
+    start = len(MAGIC) + DIGEST
+    if len(data) < start + 4 or data[len(MAGIC):start] != _digest(data[start:]):
+        raise UserError(f"{origin} is damaged: take a copy of it, or compress the pictures again.")
+    size = struct.unpack(">I", data[start:start + 4])[0]
+    header, data = json.loads(data[start + 4:start + 4 + size]), data[start + 4 + size:]
+    n, shape, whole, machine = header["count"], header["shape"], math.prod(header["shape"]), header.get("machine")
+    if header["model"] != mark(run):
         raise UserError(f"{origin} was written with other weights than those of {run.workdir} at step {run.step}: its codes would mean something else. Give "
                         "the run, and with --checkpoint the step, that compressed it.")
     if machine not in (None, _machine()):
         raise UserError(f"{origin} was written on another kind of machine ({machine}; this is {_machine()}), where the prior's probabilities differ in their "
                         "last bits: decompress it there, or compress with the vqvae run, whose files are packed and open anywhere.")
+    bits = coding.bits_of(labels) if run.task.condition else 0
+    label, body = coding.unpack(data, bits, n) if bits else None, data[-(-n * bits // 8):]
     try:
-        conditional = labels and run.config.task == "code_prior" and run.config.model.condition
-        bits = coding.bits_of(labels) if conditional else 0
-        label = coding.unpack(data[start:], bits, n) if conditional else None
-        body = data[start + -(-n * bits // 8):]
         if machine is None:
-            indices = coding.unpack(body, coding.bits_of(q.codes), n * whole).reshape(n, *shape)
+            indices = coding.unpack(body, coding.bits_of(q.codes), n * whole)
         else:
-            indices = _by_prior(run, (n, shape[0], whole // shape[0]), label, coding.Decoder(body)).reshape(n, *shape)
-    except ValueError:
-        raise damaged from None
-    codes = Codes(indices, label)
-    if _checksum(codes) != checksum:
-        raise damaged
+            indices = _by_prior(run, (n, shape[0], whole // shape[0]), label, coding.Decoder(body))
+        codes = Codes(indices.reshape(n, *shape), label)
+    except ValueError:  # of the decoder, which lost its way
+        codes = None
+    if codes is None or _checksum(codes) != header["checksum"]:
+        raise UserError(f"{origin} is whole, but here the prior's probabilities differ in their last bits from those it was written with, as they may between "
+                        "processors of one kind: decompress it on the machine that wrote it, or compress with the vqvae run, whose files open anywhere.")
     return codes
 
 
@@ -100,7 +99,8 @@ def _by_prior(run, maps, label, decoder=None):
     n, h, w = maps if decoder else maps.shape
     known = np.zeros((n, h * w), np.int32) if decoder else maps.reshape(n, h * w)
     device = jax.local_devices()[0]
-    params = jax.device_put(run.params["prior"], device)
+    params = jax.device_put(jax.tree.map(np.asarray, run.params["prior"]), device)  # as they are, arrays of several processes go to no single device
+    label = label if run.config.model.condition else None
     step = jax.jit(functools.partial(pixelcnn.step, net), donate_argnums=1)
     starts, sizes = [], []
     for first in range(0, n, MAPS):
@@ -134,16 +134,17 @@ def settings(run):
 
 
 def mark(run) -> str:
-    digest = hashlib.sha256()
-    for player in players(run):
-        for leaf in jax.tree.leaves((run.params[player], run.variables.get(player, {}))):
-            digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
+    """Of the weights that its files need."""
+    return session.digest([(run.params[player], run.variables.get(player, {})) for player in players(run)])
 
 
 def _machine() -> str:
     device = jax.local_devices()[0]
-    return f"{device.device_kind}, jax {jax.__version__}"
+    return f"{device.device_kind}, {platform.machine()}, jax {jax.__version__}, numpy {np.__version__}"
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()[:DIGEST]
 
 
 def _checksum(codes: Codes) -> str:

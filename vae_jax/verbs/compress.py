@@ -37,12 +37,19 @@ def main(started: float) -> int:
         raise UserError(f"{path} exists and is not overwritten: give another --out, or remove it.")
     run = trained.open_run()
     compression.players(run)
-    source = data.Source(DATA.value or run.config.data.dir, SPLIT.value or run.config.data.test, run.config.data.memory_mb)
-    shape = run.task.front.shape
-    if tuple(source.shapes.get("image", ())) != tuple(shape):
-        raise UserError(f"the model takes pictures of {' x '.join(map(str, shape))}: prepare {DATA.value or run.config.data.dir} with that --size.")
-    if run.task.condition and "label" not in source.fields:
-        raise UserError("the model is conditional, and these pictures have no labels: prepare them from sub-folders named by class.")
+    if not SPLIT.value and not run.config.data.test:
+        raise UserError("the run has no test split (config.data.test is empty); name one with --split.")
+    folder = DATA.value or run.config.data.dir
+    source, shape = data.Source(folder, SPLIT.value or run.config.data.test, run.config.data.memory_mb), run.task.front.shape
+    if "image" not in source.fields:
+        raise UserError(f"{folder} holds no pictures (its fields are {', '.join(source.fields)}): give those to compress with --data.")
+    if tuple(source.shapes["image"]) != tuple(shape):
+        raise UserError(f"the model takes pictures of {' x '.join(map(str, shape))}: prepare {folder} with that --size.")
+    names = run.spec.fields["label"].labels if run.task.condition else ()
+    if run.task.condition and ("label" not in source.fields or source.split.fields["label"].labels != names):
+        raise UserError(f"the model is told the class, one of {', '.join(names[:20])}, and the pictures of {folder} do not have these: prepare them from "
+                        "sub-folders of these names.")
+    path.parent.mkdir(parents=True, exist_ok=True)
 
     def rebuild(params, variables, batch):
         code, made = tasks.rebuild(run.task, params, variables, batch)
@@ -53,7 +60,7 @@ def main(started: float) -> int:
     if rows is None or not meshes.is_main():
         trained.left(rows is None)
         return 0
-    label = np.int32(rows["label"]) if run.config.task == "code_prior" and run.task.condition else None
+    label = np.int32(rows["label"]) if run.task.condition else None
     content = compression.write(run, compression.Codes(np.int32(rows["indices"]), label))
     beside = path.with_name(f".{path.name}.partial")
     beside.write_bytes(content)

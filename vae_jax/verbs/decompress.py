@@ -40,11 +40,11 @@ def main(started: float) -> int:
         raise UserError(f"there is no file {origin}.")
     run = trained.open_run()
     codes = compression.read(run, origin.read_bytes(), str(origin))
-    count = run.config.model.condition and len(run.spec.fields["label"].labels)
+    path.parent.mkdir(parents=True, exist_ok=True)
 
     @jax.jit
     def decode(params, variables, indices, label):
-        return run.task.decode(params, variables, indices, jax.nn.one_hot(label, count) if count else None)["image"]
+        return run.task.decode(params, variables, indices, run.task.condition and run.task.condition({"label": label}))["image"]
 
     found = []
     for first in range(0, len(codes.indices), BATCH):
