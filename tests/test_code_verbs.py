@@ -68,6 +68,25 @@ def test_codes_of_the_prior_are_the_same_and_files_are_kept(setup, packed):
     assert "other weights" in verb("decompress", f"--workdir={folder / 'vq'}", f"--codes={folder / 'prior.codes'}", f"--out={folder / 'x.npz'}", wrong=True)
 
 
+def both(name, *flags):
+    """The verb in two processes of two devices each."""
+    for process in launch.pair(name, *flags):
+        _, err = launch.finish(process)
+        assert process.returncode == 0 and "Traceback" not in err, err
+
+
+def test_two_processes_have_one_codebook_and_write_the_same_files(setup, packed):
+    folder, _ = setup
+    both("train", f"--config={folder / 'toy.py'}:vqvae", f"--workdir={folder / 'two'}", "--config.run.steps=11")
+    one, two = ({line["step"]: line for line in launch.lines(folder / name)} for name in ("vq", "two"))
+    for step in (0, 10):
+        for name in ("loss", "reconstruction", "embedding", "commitment", "perplexity", "usage"):
+            assert two[step][f"train/{name}"] == pytest.approx(one[step][f"train/{name}"], rel=1e-3), (step, name)
+    both("compress", f"--workdir={folder / 'prior'}", f"--out={folder / 'new' / 'two.codes'}")
+    both("decompress", f"--workdir={folder / 'prior'}", f"--codes={folder / 'new' / 'two.codes'}", f"--out={folder / 'new' / 'two.npz'}")
+    np.testing.assert_array_equal(np.load(folder / "new" / "two.npz")["indices"], packed["indices"])
+
+
 def test_a_prior_trains_on_codes_that_were_written(setup, packed):
     folder, players = setup
     assert "codes 4 x 4 x 1 of 16 x 16 x 1" in verb("encode_codes", f"--workdir={folder / 'vq'}", f"--out={folder / 'codes'}")

@@ -329,7 +329,7 @@ def test_a_flag_that_is_not_a_number_is_one_sentence(mono, flag):
 
 
 def test_a_measure_of_a_task_without_measures_is_one_sentence(mono):
-    with pytest.raises(UserError, match="^the task 'rave' has no measures, so 'nll' cannot be measured: leave --measure out.$"):
+    with pytest.raises(UserError, match="^this run of the task 'rave' has no measures, so 'nll' cannot be measured: leave --measure out.$"):
         assess.measure(mono, None, "nll", 5, 4)
 
 

@@ -61,7 +61,7 @@ def assess(run: session.Session, measures=(), measure_batch: int = 100, judge: s
 def measure(run, source: datas.Source, name: str, amount: int, batch: int, interrupted=lambda: False) -> dict | None:
     """One of the task's dear measures over a whole split, with standard error, amount and seconds. Raises UserError if there is none such."""
     if not run.task.measures:
-        raise UserError(f"the task {run.config.task!r} has no measures, so {name!r} cannot be measured: leave --measure out.")
+        raise UserError(f"this run of the task {run.config.task!r} has no measures, so {name!r} cannot be measured: leave --measure out.")
     if name not in run.task.measures:
         raise UserError(f"{name!r} is not among this task's measures: {', '.join(run.task.measures)}.")
     begin = time.monotonic()
@@ -206,8 +206,9 @@ def judged(run, judge: str, sources: dict, interrupted=lambda: False) -> dict | 
     if run.task.sample is None:
         raise UserError(f"the task {run.config.task!r} has no samples for a judge to look at.")
     kind, labels = run.task.front.kind, run.spec.fields["label"].labels if "label" in run.spec.fields else ()
-    shapes = [r.spec.fields[kind].shape for r in (other, run) if kind in r.spec.fields]
-    if (not other.config.data.test or len(shapes) < 2 or shapes[0] != shapes[1]
+    stored = kind in run.spec.fields
+    shape = run.spec.fields[kind].shape if stored else run.task.front.shape  # a prior's data may be codes of pictures alone
+    if (not other.config.data.test or kind not in other.spec.fields or tuple(other.spec.fields[kind].shape) != tuple(shape)
             or other.spec.facts.get("rate") != run.spec.facts.get("rate")):
         raise UserError(f"{judge} cannot judge this run: it needs a test split, and {kind} of the same shape and sample rate as this run's.")
     request = {"temperature": np.ones(JUDGED, np.float32)}
@@ -221,7 +222,7 @@ def judged(run, judge: str, sources: dict, interrupted=lambda: False) -> dict | 
     share, sure = np.bincount(chance.argmax(-1), minlength=chance.shape[-1]) / JUDGED, chance.max(-1)
     found = {"judge/classes": int((share >= PRESENT).sum()), "judge/confidence": float(sure.mean()), "judge/accuracy": own["eval/test/accuracy"]}
     found |= {f"judge/confidence_{i / 10:.1f}": float(n) / JUDGED for i, n in enumerate(np.histogram(sure, 10, (0, 1))[0])}
-    if "test" in sources:
+    if "test" in sources and stored:
         among, real = session.seen(run, sources["train"], baseline(run)), session.seen(run, sources["test"], COMPARED)
         far, real_far = (float(np.median(picture_measures.nearest(x, among)[0])) for x in (pictures[:COMPARED], real))
         found |= {"judge/nearest": far / real_far, "judge/diversity": picture_measures.diversity(pictures) / picture_measures.diversity(real)}
@@ -231,8 +232,8 @@ def judged(run, judge: str, sources: dict, interrupted=lambda: False) -> dict | 
         agreed = chance.argmax(-1) == request["label"]
         return found | {"judge/agreement": float(agreed.mean()),
                         "judge/agreement_least": min(float(agreed[request["label"] == c].mean()) for c in range(len(labels)))}
-    if run.task.encode is None or run.task.decode is None:
-        return found
+    if run.task.encode is None or run.task.decode is None or run.config.task == "code_prior":
+        return found  # no Gaussians of codes
     gaussians = class_gaussians(run, interrupted)
     if gaussians is None:
         return None

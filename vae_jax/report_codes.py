@@ -15,10 +15,10 @@ from vae_jax.tasks import vqvae
 
 MEASURED, SHOWN, CLASSES, EACH = 2_000, 20, 10, 10  # pictures of each split, evenly spaced; on a sheet; classes, and samples of each
 COMPLETED, DRAWS = 8, 3  # pictures whose lower half is drawn anew, and how often
-ROWS = (("loss", "loss", "what training lowers, measured on whole splits"),
+ROWS = (("loss", "loss", "of a VQ-VAE, what training lowers without the commitment term; of a prior, nats of a picture's codes"),
         ("nmse", "squared error", "over the variance of the training pixels"),
         ("psnr", "PSNR", "dB, the mean over pictures"),
-        ("perplexity", "perplexity", "of the codes of the whole split: how many, used equally often, would be as varied"),
+        ("perplexity", "perplexity", "of the codes of all these pictures together: how many, used equally often, would be as varied"),
         ("usage", "usage", "share of the codebook that occurs at all"),
         ("uniform_bits_per_code", "bits a code, uniform", "log2 of the codebook's size: what `compress` packs"),
         ("empirical_bits_per_code", "bits a code, empirical", "entropy of how often each code is used"),
@@ -46,7 +46,7 @@ def build(run, sources: dict, history: list[dict], info: dict) -> report.Report:
     rows = evaluate.collect(rebuild, run.params, run.variables, sources[role], run.mesh, run.config.eval.batch, MEASURED)
     names = run.spec.fields["label"].labels if "label" in run.spec.fields else ()
     codes = index_sections.Codes(
-        role=role, figures=found, original=rows["image"], made=rows["made"], indices=rows["indices"], names=names, history=history, files={},
+        role=role, figures=found, original=rows["image"], made=rows["made"], indices=rows["indices"], history=history, files={},
         counts=np.asarray(quantization.counts(q, rows["indices"])), colours=_colours(q, book, rows["indices"][:SHOWN]),
         samples=_samples(run, names) if prior else None, completed=_completed(run, rows, sources[role]) if prior else None,
         repaired=_repaired(run, model, sources[role]) if model.corruptions and not prior else None)
@@ -80,24 +80,25 @@ def _colours(q, book, indices):
 
 
 def _samples(run, names):
-    """(pictures, how many there are of each class) from the prior."""
+    """(pictures, how many there are of each class, names of the classes or () where it is told none) from the prior."""
     label = np.arange(min(CLASSES, len(names))) if run.task.condition else np.zeros(CLASSES, int)
     request = {"temperature": np.ones(len(label) * EACH, np.float32), "label": np.int32(label.repeat(EACH))}
     made = jax.jit(run.task.sample)(run.params, run.variables, jax.random.key(run.config.seed + 2), request)
-    return np.asarray(made["image/mean"]), EACH
+    return np.asarray(made["image/mean"]), EACH, names if run.task.condition else ()
 
 
 def _completed(run, rows, source):
     """Held-out pictures, what of them is given (the upper half of their codes, the rest black), and DRAWS completions: a list of [n, h, w, c]."""
     n = min(COMPLETED, len(rows["indices"]))
     codes = rows["indices"][:n]
-    mask = np.broadcast_to(np.arange(codes.shape[1])[:, None, None] < codes.shape[1] // 2, codes.shape)
+    rows_given = codes.shape[1] // 2
+    mask = np.broadcast_to(np.arange(codes.shape[1])[:, None, None] < rows_given, codes.shape)
     label = np.int32(source.read(datas.spaced(len(source), MEASURED)[:n])["label"]) if run.task.condition else np.zeros(n, np.int32)
     request = {"temperature": np.ones(n, np.float32), "label": label, "codes": codes, "mask": mask}
     sample = jax.jit(run.task.sample)
     drawn = [np.asarray(sample(run.params, run.variables, jax.random.key(i), request)["image/mean"]) for i in range(DRAWS)]
     height = rows["image"].shape[1]
-    given = np.where(np.arange(height)[:, None, None] < height // 2, rows["made"][:n], 0.0)
+    given = np.where(np.arange(height)[:, None, None] < height * rows_given // codes.shape[1], rows["made"][:n], 0.0)
     return [rows["image"][:n], given, *drawn]
 
 

@@ -22,8 +22,7 @@ class Codes(NamedTuple):
     indices: np.ndarray  # [n, h', w', c'] of them
     counts: np.ndarray  # [c', K] how often each code was chosen for them
     colours: np.ndarray  # [m, h', w', 3] maps of the first of them
-    names: tuple[str, ...]  # of the classes
-    samples: tuple[np.ndarray, int] | None  # pictures from the prior, and how many of each class
+    samples: tuple[np.ndarray, int, tuple[str, ...]] | None  # pictures from the prior, how many of each class, and their names, () where none is told
     completed: list[np.ndarray] | None  # originals, what is given of them, completions
     repaired: dict[str, tuple] | None  # {kind: (originals, spoilt, repaired)}
     history: list[dict]
@@ -51,7 +50,7 @@ def codebook(run):
     share = np.sort(run.counts / run.counts.sum(-1, keepdims=True), -1)[:, ::-1].mean(0)
     picture = chart(run, "codebook", lambda theme: figures.bars(share * len(share), None, "times an equal share", "code, most used first", theme=theme),
                     "Use of the codes")
-    numbers = (("perplexity", run.figures[f"eval/{run.role}/perplexity"], f"of {run.counts.shape[1]}, over the whole split"),
+    numbers = (("perplexity", run.figures[f"eval/{run.role}/perplexity"], f"of {run.counts.shape[1]}, over {len(run.indices):,} held-out pictures"),
                ("used", f"{(run.counts > 0).sum(-1).mean():.0f} of {run.counts.shape[1]}", f"in {len(run.indices):,} held-out pictures"),
                ("a half of all positions", int(np.searchsorted(np.cumsum(share), 0.5)) + 1, "take so many codes"))
     text = f"How often each code stands in the maps of {len(run.indices):,} held-out pictures. At 1 all codes are used equally often."
@@ -77,12 +76,12 @@ def samples(run):
     """New pictures, a row a class."""
     if run.samples is None:
         return None
-    pictures, each = run.samples
+    pictures, each, names = run.samples
     picture = sheet(run, "samples", pictures, each, 0, "Pictures whose codes were drawn from the prior")
     numbers = (("diversity", measures.diversity(pictures) / measures.diversity(run.original), "mean distance of two, over that of held-out pictures"),)
-    rows = ", ".join(figures.class_name(run.names, i) for i in range(len(pictures) // each)) if run.names else "not conditional"
+    rows = ", ".join(figures.class_name(names, i) for i in range(len(pictures) // each))
     text = "Codes drawn position after position from the learned prior at temperature 1, then decoded; none chosen by hand."
-    return html.Section("samples", "New pictures", text, ((picture, f"A row a class: {rows}." if run.names else "In the order of drawing."),), numbers)
+    return html.Section("samples", "New pictures", text, ((picture, f"A row a class: {rows}." if names else "In the order of drawing."),), numbers)
 
 
 def completions(run):

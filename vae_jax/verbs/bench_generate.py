@@ -10,7 +10,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from vae_jax import records
+from vae_jax import records, tasks
 from vae_jax.config import UserError
 from vae_jax.losses import discretized
 from vae_jax.models import pixelcnn, wavenet
@@ -32,9 +32,9 @@ def main(config, count: int) -> dict:
 
 def _maps(config, count):
     spec, m = records.open_folder(config.data.dir), config.model
+    h, w, _ = tasks.get(config, spec).front.shape  # says so where settings and data do not fit
     q = vqvae.quantizer(m.autoencoder)
-    shape = spec.fields["image"].shape if "image" in spec.fields else spec.facts["image"]
-    h, w = (side >> m.autoencoder.downs for side in shape[:2])
+    h, w = h >> m.autoencoder.downs, w >> m.autoencoder.downs
     w *= q.groups * q.levels
     labels = len(spec.fields["label"].labels) if m.condition else 0
     net = code_prior.network(m, q.codes, labels, jnp.dtype(config.dtype))

@@ -17,6 +17,10 @@ NAME.npz: NAME/NUMBER.npz of every sound has its latents, as `encode` writes the
 latents have no prior: after `analyse` the unused directions are noise as strong as training latents vary there, and of each frame the nearest codes
 are taken; without an analysis each level's code is drawn by itself, as often as training chose it, to the power 1 / temperature.
 
+    python -m vae_jax sample --workdir=runs/prior --count=16 --label=frog         a prior over codes of pictures, told the class
+
+Priors over codes of pictures (code_prior): NAME.npz also has the `codes`.
+
     python -m vae_jax sample --workdir=runs/wave_prior --count=30                 a prior over codes of sounds, every class and speaker in turn
     python -m vae_jax sample --workdir=runs/wave_prior --label=7 --speaker=theo
 
@@ -35,8 +39,8 @@ LABEL = flags.DEFINE_string("label", "", "Class name, of labelled data; '' = the
 SPEAKER = flags.DEFINE_string("speaker", "", "Priors over codes of sounds: who speaks; '' = everybody in turn.")
 SPREAD = flags.DEFINE_float("spread", None, "With --label, for an unconditional model: standard deviation around the class's mean code, in place "
                             "of the covariance of its codes.", lower_bound=0.0)
-TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Scales the code's distance from the prior's mean, or from the class's mean code.",
-                                 lower_bound=0.0)
+TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Scales the code's distance from the prior's mean, or from the class's mean code; of a prior over "
+                                 "codes of a codebook, divides its logits.", lower_bound=0.0)
 SEED = flags.DEFINE_integer("seed", 0, "Same seed, same samples.", lower_bound=0)
 SECONDS = flags.DEFINE_float("seconds", None, "Models of the wave: length of each sound; as long as the crops of training if not given.",
                              lower_bound=0.1, upper_bound=600.0)
@@ -149,6 +153,8 @@ def _class_codes(run, number: int, interrupted):
     from vae_jax import assess
     from vae_jax.latents import classes
 
+    if run.config.task == "code_prior":
+        raise UserError("--label: this prior learned codes of all classes together; train one with --config.model.condition=label.")
     if run.task.encode is None or run.task.decode is None:
         raise UserError(f"--label: the task {run.config.task!r} has no codes of its classes.")
     fitted = assess.class_gaussians(run, interrupted)
