@@ -10,7 +10,7 @@ import soundfile
 import toys
 from sklearn.metrics import mutual_info_score
 
-from vae_jax import assess, assess_codes, data, fronts, records, session, train
+from vae_jax import assess, assess_codes, data, fronts, metrics, records, report, report_spoken, session, train
 from vae_jax.config import Config, Data, Eval, Optim, Run, UserError
 from vae_jax.tasks import classifier, wave_code_prior, wave_vqvae
 from vae_jax.verbs import reconstruct_codes, sample_codes
@@ -143,3 +143,14 @@ def test_refusals(setup, tmp_path):
         assess_codes.judged(run, str(setup / "vq"), {})
     said = launch.run("encode", f"--workdir={setup / 'vq'}", f"--wav={tmp_path / 'mine.wav'}")
     assert said.returncode == 2 and "this is for models of the wave" in said.stderr, said.stderr
+
+
+def test_pages(setup, tmp_path):
+    for name, sections in (("vq", ["sounds", "codes", "curves"]), ("prior", ["sounds", "samples", "curves"])):
+        run = session.open_run(str(setup / name))
+        made = report_spoken.build(run, session.sources(run), metrics.read(run.workdir), {"name": name, "command": "report"})
+        assert [section.name for section in made.sections] == sections and "750 bits a second" in made.subtitle
+        report.write(tmp_path / name, made)
+        heard, rate = soundfile.read(tmp_path / name / "report" / "sound-1-another-voice.wav")
+        assert rate == toys.RATE and len(heard) == toys.SAMPLES and np.abs(heard).max() > 0
+    assert (tmp_path / "prior" / "report" / "sample-20.wav").exists()
