@@ -97,7 +97,8 @@ def test_a_prior_trains_on_codes_that_were_written(setup, packed):
     verb(*train, f"--workdir={folder / 'written'}")
     losses = [[line["eval/test/bits_per_code"] for line in launch.lines(folder / name) if "eval/test/bits_per_code" in line] for name in ("prior", "written")]
     assert losses[0] and losses[0] == pytest.approx(losses[1], rel=1e-4)  # the same codes in the same order
-    assert "codes alone" in verb("report", f"--workdir={folder / 'written'}", wrong=True)
+    for name in ("report", "reconstruct"):
+        assert "codes alone" in verb(name, f"--workdir={folder / 'written'}", wrong=True)
 
 
 def test_pages_and_samples(setup):

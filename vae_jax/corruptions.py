@@ -19,7 +19,7 @@ def noise(key, x):
 def low_resolution(key, x):
     """Means of FACTOR x FACTOR pixels, enlarged by cubic interpolation."""
     b, h, w, c = x.shape
-    small = x[:, :h // FACTOR * FACTOR, :w // FACTOR * FACTOR].reshape(b, h // FACTOR, FACTOR, w // FACTOR, FACTOR, c).mean((2, 4))
+    small = x.reshape(b, h // FACTOR, FACTOR, w // FACTOR, FACTOR, c).mean((2, 4))
     return jnp.clip(jax.image.resize(small, x.shape, "cubic"), 0.0, 1.0)
 
 
@@ -41,11 +41,14 @@ def patch(key, x):
 KINDS = {"noise": noise, "low_resolution": low_resolution, "grey": grey, "patch": patch}
 
 
-def check(kinds) -> None:
-    """Raises UserError for a name that is none of KINDS."""
+def check(kinds, height: int, width: int) -> None:
+    """Raises UserError for a name that is none of KINDS, or one that pictures of this size cannot have."""
     for kind in kinds:
         if kind not in KINDS:
             raise UserError(f"corruption {kind!r} is not known; choose among {', '.join(KINDS)}.")
+    if "low_resolution" in kinds and (height % FACTOR or width % FACTOR):
+        raise UserError(f"corruption 'low_resolution' needs sides that are multiples of {FACTOR}, and pictures are {height} x {width}: leave it out, or "
+                        "prepare the data with another --size.")
 
 
 def corrupt(key, x, kinds: tuple[str, ...]):

@@ -164,7 +164,7 @@ def _check(config: Config, spec, front) -> tuple[str, ...]:
     if any(side % 2 ** m.downs for side in front.shape[:2]):
         raise UserError(f"pictures of {front.shape[0]} x {front.shape[1]} do not halve {m.downs} times: give another config.model.downs, or prepare the "
                         "data with another --size.")
-    corruptions.check(m.corruptions)
+    corruptions.check(m.corruptions, *front.shape[:2])
     labels = spec.fields["label"].labels if "label" in spec.fields else ()
     if m.condition and not labels:
         raise UserError(f"config.model.condition='label' needs labels, but {config.data.dir} has none.")
