@@ -17,7 +17,8 @@ from vae_jax import data, metrics, records, tasks, train, update
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted(p for p in (ROOT / "experiments").glob("*.py"))
-SOUNDS = ("fsdd", "genres", "rave", "rave_small", "rave_v1", "speaker", "spectrogram", "voices", "bands", "wave_vqvae", "wavenet")  # experiments and variants on sounds
+# Experiments and variants on sounds
+SOUNDS = ("fsdd", "genres", "rave", "rave_small", "rave_v1", "speaker", "spectrogram", "voices", "bands", "wave_vqvae", "wavenet")
 
 
 def load(path):
@@ -91,7 +92,11 @@ def test_every_variant_fits_the_engine(path, variant, folders):
 
 @pytest.mark.parametrize("path", FILES, ids=[p.stem for p in FILES])
 def test_an_experiment_runs_two_shrunken_steps(path, folders, tmp_path):
-    result = train.train(shrunken(path, variants(path)[0], folders), str(tmp_path / "run"))
+    config = shrunken(path, variants(path)[0], folders)
+    if config.task == "code_prior":  # it stands on a trained autoencoder
+        train.train(shrunken(path.with_name("vqvae.py"), variants(path)[0], folders), str(tmp_path / "origin"))
+        config.start_from = ",".join(f"{player}={tmp_path / 'origin'}" for player in ("encoder", "quantizer", "decoder"))
+    result = train.train(config, str(tmp_path / "run"))
     assert np.isfinite(result["eval/test/loss"])
     losses = [line["train/loss"] for line in metrics.read(tmp_path / "run") if "train/loss" in line]
     assert len(losses) == 2 and np.isfinite(losses).all() and losses[0] != losses[1]
