@@ -1,4 +1,4 @@
-"""Encoder of a VQ-VAE of raw sound, and what its decoder, a WaveNet (models/wavenet.py), is told of the codes. No quantiser, no losses.
+"""Encoder of a VQ-VAE of raw sound, what its decoder, a WaveNet (models/wavenet.py), is told of the codes, and a spectrum made of them. No quantiser, no losses.
 
 The encoder is that of van den Oord et al. 2017, section 4.3: strided convolutions of kernel 4, one for each halving of the rate; behind them residual
 blocks, which let a code hear its neighbours.
@@ -72,6 +72,21 @@ class Context(nn.Module):
     def __call__(self, z_bnd):
         x = nn.relu(Conv(self.hidden, 3, dtype=self.dtype)(z_bnd))
         return nn.relu(Conv(self.hidden, 3, dtype=self.dtype)(x))
+
+
+class Spectrum(nn.Module):
+    """What Context gives [b, n, hidden], and the voice [b, g] or None -> levels [b, n, bands] of the sound's spectrum at each code."""
+
+    hidden: int
+    bands: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, told_bnh, condition_bg=None):
+        x = nn.Dense(self.hidden, dtype=self.dtype)(told_bnh)
+        if condition_bg is not None:
+            x += nn.Dense(self.hidden, use_bias=False, dtype=self.dtype)(condition_bg.astype(self.dtype))[:, None]
+        return nn.Dense(self.bands, dtype=self.dtype, name="out")(nn.relu(x)).astype(jnp.float32)
 
 
 def receptive_field(encoder: Encoder) -> int:

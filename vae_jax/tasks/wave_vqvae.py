@@ -16,13 +16,15 @@ import numpy as np
 
 from vae_jax import fronts
 from vae_jax.config import Config, UserError
-from vae_jax.dsp import mu_law
+from vae_jax.dsp import mu_law, stft
 from vae_jax.losses import discretized, quantization, spectral
 from vae_jax.models import wave_vqvae, wavenet
 from vae_jax.tasks import Move, Task, vqvae
 
 CLASSES = 256  # of mu-law
 CONDITIONS = ("", "label", "speaker")
+WINDOW, BANDS = 256, 32  # of the spectrum: samples, and mel bands
+RANGE_DB = 60.0  # below the loudest level of a sound, what is quieter counts as much
 
 
 @dataclasses.dataclass
@@ -47,6 +49,7 @@ class Model:
     residual: int = 64
     gate: int = 64
     skip: int = 256
+    spectrum: float = 0.0  # weight of the spectrum that must be told from codes and voice alone, a squared error in units of 10 dB
     temperature: float = 1.0  # of the draws that make a sound of codes
 
 
@@ -59,7 +62,8 @@ def make(config: Config, spec) -> Task:
     labels = _check(config, spec)
     dtype, q, hop, rate = jnp.dtype(config.dtype), vqvae.quantizer(m), 2**m.downs, spec.facts["rate"]
     encoder, context = wave_vqvae.Encoder(m.hidden, m.blocks, m.downs, q.dims, dtype), wave_vqvae.Context(m.hidden, dtype)
-    net = network(m, dtype)
+    net, teller = network(m, dtype), wave_vqvae.Spectrum(m.hidden, BANDS, dtype)
+    filters = stft.mel_filters(rate, WINDOW, BANDS, 0.0, rate / 2) if m.spectrum else None
 
     def analyse(batch):
         """[b, t, 1], t a multiple of the hop, silence behind what is real."""
@@ -85,17 +89,27 @@ def make(config: Config, spec) -> Task:
         return x, encoder.apply(params["encoder"], discretized.unit(x, CLASSES)[..., None], codes), real(batch, x.shape[1], 1), codes
 
     def init(key, batch):
-        keys = jax.random.split(key, 4)
+        keys = jax.random.split(key, 5)
         z, tree, condition = jnp.zeros((1, 1, q.dims)), quantization.init(q, keys[1]), condition_of(batch)
         heard, told = encoder.init(keys[0], jnp.zeros((1, hop, 1)), jnp.ones((1, 1), bool)), context.init(keys[2], z)
         spoken = net.init(keys[3], jnp.zeros((1, hop), jnp.int32), None if condition is None else condition[:1], context.apply(told, z))
         learned, moved = ({}, tree) if m.quantizer == "ema" else (tree, {})
-        return {"encoder": heard, "quantizer": learned, "decoder": {"context": told, "wavenet": spoken}}, {"quantizer": moved}
+        decoder = {"context": told, "wavenet": spoken}
+        if m.spectrum:
+            decoder["spectrum"] = teller.init(keys[4], context.apply(told, z), None if condition is None else condition[:1])
+        return {"encoder": heard, "quantizer": learned, "decoder": decoder}, {"quantizer": moved}
 
-    def nats(params, x_bt, z_q, condition):
-        """[b, t]: -log p of each sample given those before it and the codes."""
-        outputs = net.apply(params["decoder"]["wavenet"], x_bt, condition, context.apply(params["decoder"]["context"], z_q))
-        return -discretized.softmax_log_prob(outputs, x_bt)
+    def nats(params, x_bt, told, condition):
+        """[b, t]: -log p of each sample given those before it and the codes, of which `told` [b, n, hidden] is what `context` makes."""
+        return -discretized.softmax_log_prob(net.apply(params["decoder"]["wavenet"], x_bt, condition, told), x_bt)
+
+    def spectrum_error(params, x_bt, told, condition, codes):
+        """[b, n]: squared error of the spectrum in units of 10 dB, the mean over bands; levels are less the sound's mean, of which codes know nothing."""
+        wave = jnp.pad(mu_law.decode(x_bt, CLASSES)[:, hop // 2:], ((0, 0), (0, hop // 2)))  # frames in the middle of what a code stands for
+        levels = stft.to_db(stft.mel(stft.magnitude(stft.stft(wave, WINDOW, hop)[:, :-1]), filters), -200.0)
+        levels = 0.1 * jnp.maximum(levels, jnp.max(levels, (1, 2), keepdims=True) - RANGE_DB)
+        levels -= jnp.mean(levels, (1, 2), keepdims=True, where=codes[..., None])
+        return jnp.mean(jnp.square(teller.apply(params["decoder"]["spectrum"], told, condition) - levels), -1)
 
     def loss(params, variables, batch, key, step):
         keys = jax.random.split(key)
@@ -108,10 +122,15 @@ def make(config: Config, spec) -> Task:
         indices = jnp.where(codes[..., None], indices, jnp.take_along_axis(indices, again[..., None], 1))
         embedding, commitment = quantization.losses(q, tree, heard, indices)
         moved, restarts = quantization.update(q, tree, heard, indices, keys[1])
-        error = jnp.sum(nats(params, x, z_q, condition_of(batch)), where=mask) / jnp.sum(mask)
+        told, condition = context.apply(params["decoder"]["context"], z_q), condition_of(batch)
+        error = jnp.sum(nats(params, x, told, condition), where=mask) / jnp.sum(mask)
         total = error + m.commitment * commitment + (embedding if m.quantizer == "loss" else 0.0)
+        found = {}
+        if m.spectrum:
+            found["spectrum"] = jnp.sum(spectrum_error(params, x, told, condition, codes), where=codes) / jnp.sum(codes)
+            total += m.spectrum * found["spectrum"]
         used = quantization.statistics(quantization.counts(q, indices))
-        found = {"loss": total, "nats_per_sample": error, "embedding": embedding, "commitment": commitment, "restarts": jnp.sum(restarts),
+        found |= {"loss": total, "nats_per_sample": error, "embedding": embedding, "commitment": commitment, "restarts": jnp.sum(restarts),
                  "perplexity": jnp.mean(used["perplexity"]), "usage": jnp.mean(used["usage"])}
         return total, ({**variables, "quantizer": moved if m.quantizer == "ema" else variables["quantizer"]}, found)
 
@@ -130,12 +149,16 @@ def make(config: Config, spec) -> Task:
     def metrics(params, variables, batch, key):
         x, z, mask, codes = hear(params, batch)
         indices = quantization.quantise(q, codebook(params, variables), z)[1]
-        cost = nats(params, x, quantization.lookup(q, codebook(params, variables), indices), condition_of(batch))
-        return {"loss": jnp.sum(cost, 1, where=mask), "samples": jnp.sum(mask, 1), "counts": code_counts(q, indices, codes)}
+        told, condition = context.apply(params["decoder"]["context"], quantization.lookup(q, codebook(params, variables), indices)), condition_of(batch)
+        found = {"loss": jnp.sum(nats(params, x, told, condition), 1, where=mask), "samples": jnp.sum(mask, 1), "counts": code_counts(q, indices, codes)}
+        if m.spectrum:
+            found |= {"spectrum": jnp.sum(spectrum_error(params, x, told, condition, codes), 1, where=codes), "positions": jnp.sum(codes, 1)}
+        return found
 
     def summary(sums, squares, count):
         cost = sums["loss"] / sums["samples"]
-        return {"loss": cost, "bits_per_sample": cost / math.log(2)} | code_figures(q, sums["counts"], rate / hop)
+        found = {"loss": cost, "bits_per_sample": cost / math.log(2)} | code_figures(q, sums["counts"], rate / hop)
+        return found | ({"spectrum_rmse_db": 10 * math.sqrt(sums["spectrum"] / sums["positions"])} if m.spectrum else {})
 
     reach = wavenet.receptive_field(net)
     ms = {name: f"{1000 * n / rate:.3g} ms" for name, n in (("hop", hop), ("heard", wave_vqvae.receptive_field(encoder)), ("reach", reach))}
@@ -176,7 +199,7 @@ def _check(config: Config, spec) -> tuple[str, ...]:
     if spec.fields["audio"].shape[1] != 1:
         raise UserError(f"this VQ-VAE is for one channel, but {config.data.dir} has {spec.fields['audio'].shape[1]}: prepare it with --channels=1.")
     for name, least in {"hidden": 1, "blocks": 0, "downs": 1, "commitment": 0, "cycles": 1, "layers": 1, "residual": 1, "gate": 1, "skip": 1,
-                        "temperature": 0}.items():
+                        "temperature": 0, "spectrum": 0}.items():
         if getattr(m, name) < least:
             raise UserError(f"config.model.{name}={getattr(m, name)} is too small: give at least {least}.")
     if crop % 2**m.downs:
