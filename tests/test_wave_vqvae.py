@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import librosa
 import numpy as np
 import pytest
 import toys
@@ -128,6 +129,28 @@ def test_decoding_is_drawn_by_its_key_and_heeds_codes_and_speaker(trained):
     np.testing.assert_array_equal(first, speak(code, [0, 1]))
     assert np.any(first != speak(code, [0, 1], jax.random.key(7)))
     assert np.any(first[0] != speak(code, [1, 1])[0]) and np.any(first[0] != speak((code + 1) % 8, [0, 1])[0])
+
+
+def test_the_spectrum_that_codes_must_tell():
+    """Against librosa's, of a head that says 0 everywhere; and it is learned."""
+    _, task, state, train = made(spectrum=1.0)
+    learned, late = train(state, 40)
+    _, early = train(state, 1)
+    assert float(late["spectrum"]) < 0.8 * float(early["spectrum"])
+    decoder = state.params["decoder"]
+    silent = {**decoder, "spectrum": jax.tree.map(jnp.zeros_like, decoder["spectrum"])}
+    rows = jax.jit(task.metrics)({**state.params, "decoder": silent}, state.variables, BATCH, None)
+    for i, wave in enumerate(np.pad(BATCH["audio"][..., 0] / np.float32(32768), ((0, 0), (0, 8)))):
+        heard = np.append(np.asarray(mu_law.decode(mu_law.encode(wave)))[HOP // 2:], np.zeros(HOP // 2, np.float32))
+        found = librosa.feature.melspectrogram(y=heard, sr=toys.RATE, n_fft=256, hop_length=HOP, power=1.0, n_mels=32, pad_mode="constant")
+        levels = 2 * np.log10(np.maximum(found[:, :CODES], 1e-10))
+        levels = np.maximum(levels, levels.max() - 6.0)
+        inside = real(CODES, HOP)[i]
+        levels -= levels[:, inside].mean()
+        assert float(rows["spectrum"][i]) == pytest.approx(np.sum(np.mean(levels[:, inside] ** 2, 0)), rel=1e-3)
+    sums = {k: np.asarray(v, np.float64).sum(0) for k, v in rows.items()}
+    rmse = task.summary(sums, None, 8)["spectrum_rmse_db"]
+    assert rmse == pytest.approx(10 * math.sqrt(sums["spectrum"] / real(CODES, HOP).sum()))
 
 
 def test_a_prior_over_the_codes_of_a_frozen_autoencoder(trained):
