@@ -41,14 +41,18 @@ def build(run, sources: dict, history: list[dict], info: dict) -> report.Report:
 
     def rebuild(params, variables, batch):
         code, made = tasks.rebuild(run.task, params, variables, batch)
-        return {"image": run.task.front.analyse(batch), "made": made["image"], "indices": code["indices"]}
+        label = {"label": batch["label"]} if "label" in batch else {}
+        return {"image": run.task.front.analyse(batch), "made": made["image"], "indices": code["indices"], **label}
 
     rows = evaluate.collect(rebuild, run.params, run.variables, sources[role], run.mesh, run.config.eval.batch, MEASURED)
+    shown = datas.spaced(len(rows["indices"]), SHOWN)  # sheets show the first ones, and a split may be stored class by class
+    order = np.append(shown, np.setdiff1d(np.arange(len(rows["indices"])), shown))
+    rows = {name: values[order] for name, values in rows.items()}
     names = run.spec.fields["label"].labels if "label" in run.spec.fields else ()
     codes = index_sections.Codes(
         role=role, figures=found, original=rows["image"], made=rows["made"], indices=rows["indices"], history=history, files={},
         counts=np.asarray(quantization.counts(q, rows["indices"])), colours=_colours(q, book, rows["indices"][:SHOWN]),
-        samples=_samples(run, names) if prior else None, completed=_completed(run, rows, sources[role]) if prior else None,
+        samples=_samples(run, names) if prior else None, completed=_completed(run, rows) if prior else None,
         repaired=_repaired(run, model, sources[role]) if model.corruptions and not prior else None)
     sides = [role] + ["train"] * (role != "train")
     table = [(title, *(_value(found, side, name) for side in sides), note) for name, title, note in ROWS if f"eval/{role}/{name}" in found]
@@ -87,13 +91,13 @@ def _samples(run, names):
     return np.asarray(made["image/mean"]), EACH, names if run.task.condition else ()
 
 
-def _completed(run, rows, source):
+def _completed(run, rows):
     """Held-out pictures, what of them is given (the upper half of their codes, the rest black), and DRAWS completions: a list of [n, h, w, c]."""
     n = min(COMPLETED, len(rows["indices"]))
     codes = rows["indices"][:n]
     rows_given = codes.shape[1] // 2
     mask = np.broadcast_to(np.arange(codes.shape[1])[:, None, None] < rows_given, codes.shape)
-    label = np.int32(source.read(datas.spaced(len(source), MEASURED)[:n])["label"]) if run.task.condition else np.zeros(n, np.int32)
+    label = np.int32(rows["label"][:n]) if run.task.condition else np.zeros(n, np.int32)
     request = {"temperature": np.ones(n, np.float32), "label": label, "codes": codes, "mask": mask}
     sample = jax.jit(run.task.sample)
     drawn = [np.asarray(sample(run.params, run.variables, jax.random.key(i), request)["image/mean"]) for i in range(DRAWS)]
