@@ -157,6 +157,20 @@ def test_pitch_draws_from_its_range_and_uses_the_longer_crop():
     assert scipy.stats.kstest(semitones[~kept], scipy.stats.uniform(-3, 6).cdf).pvalue > 0.001
 
 
+def test_detuned_sounds_keep_their_places_over_the_ratio():
+    """A burst of a sine about one place, of each example: where it is found, and how high, for ratios over the whole range."""
+    t, at, frequency = 6000, 3500, 0.05
+    n = np.arange(t)
+    burst = np.exp(-0.5 * ((n - at) / 150) ** 2) * np.sin(2 * np.pi * frequency * (n - at))
+    x = np.tile(np.float32(burst)[:, None], (64, 1, 1))
+    y, ratio = (np.asarray(v) for v in jax.jit(augment.detune, static_argnums=2)(jax.random.key(0), x, 5.0))
+    assert y.shape[1] >= t * 2 ** (5 / 12) - 1 and ratio.min() < 0.8 and ratio.max() > 1.28 and len(np.unique(ratio)) > 20
+    places = (np.arange(y.shape[1]) * y[..., 0] ** 2).sum(1) / (y[..., 0] ** 2).sum(1)
+    np.testing.assert_allclose(places, at / ratio, atol=0.5)
+    heard = np.abs(np.fft.rfft(y[..., 0], 1 << 16)).argmax(1) / (1 << 16)
+    np.testing.assert_allclose(heard, frequency * ratio, rtol=2e-3)
+
+
 @pytest.mark.parametrize("samples", [1, 1000])
 def test_silence_stays_finite_and_all_at_once_works(samples):
     needed = augment.source_samples(ALL, samples)

@@ -155,8 +155,8 @@ def test_figures_of_an_epoch_leave_out_what_is_behind_the_sound():
     for level in range(LEVELS):
         assert found[f"perplexity_{level + 1}"] == pytest.approx(2 ** bits[level], rel=1e-5)
         assert found[f"usage_{level + 1}"] == pytest.approx((counts[level] > 0).mean())
-    assert found["perplexity"] == pytest.approx((2**bits).mean(), rel=1e-5) and found["bits_per_second"] == LEVELS * 3 * 8000 / HOP
-    assert found["bits_per_second_empirical"] == pytest.approx(bits.sum() * 8000 / HOP, rel=1e-5)
+    assert found["perplexity"] == pytest.approx((2**bits).mean(), rel=1e-5) and found["uniform_bits_per_second"] == LEVELS * 3 * 8000 / HOP
+    assert found["empirical_bits_per_second"] == pytest.approx(bits.sum() * 8000 / HOP, rel=1e-5)
     assert "500 a second, of 2 codes, 3 kbit a second" in task.about()
 
 
@@ -175,7 +175,8 @@ def test_new_frames_are_codes():
     book = np.asarray(codebooks["codebook"])[:, 0]
     sums = {(i, j): book[0, i] + book[1, j] for i in (0, 2) for j in (4, 5)}
     share = {pair: np.mean((drawn[0] == value).all(-1)) for pair, value in sums.items()}
-    assert sum(share.values()) == 1 and {pair: round(value, 1) for pair, value in share.items()} == {(0, 4): 0.4, (0, 5): 0.4, (2, 4): 0.1, (2, 5): 0.1}
+    assert sum(share.values()) == 1
+    assert {pair: round(value, 1) for pair, value in share.items()} == {(0, 4): 0.4, (0, 5): 0.4, (2, 4): 0.1, (2, 5): 0.1}
     assert all((drawn[1] == sums[0, j]).all(-1).any() for j in (4, 5)) and not (drawn[1] == sums[2, 4]).all(-1).any()
     made = jit(run.task.sample)(run.params, run.variables, jax.random.key(0), {"temperature": jnp.ones(2)})["audio/mean"]
     assert made.shape == (2, 512, 1) and np.isfinite(made).all()
@@ -210,7 +211,8 @@ def test_exported_codes_stand_for_the_exported_latents():
     c, task, _, state, _ = begun()
     (codes, inputs), (lookup, _), (encode, _) = (task.exports[name] for name in ("codes", "lookup", "encode"))
     shape = jax.export.symbolic_shape(inputs["audio"][0])
-    made = jax.export.export(jit(codes))(*jax.eval_shape(lambda: (state.params, state.variables)), {"audio": jax.ShapeDtypeStruct(shape, jnp.float32)})
+    made = jax.export.export(jit(codes))(*jax.eval_shape(lambda: (state.params, state.variables)),
+                                         {"audio": jax.ShapeDtypeStruct(shape, jnp.float32)})
     x = {"audio": jnp.float32(sounds()["audio"]) / 32768}
     indices = made.call(state.params, state.variables, x)
     np.testing.assert_array_equal(indices["indices"], heard()["indices"])
@@ -219,7 +221,8 @@ def test_exported_codes_stand_for_the_exported_latents():
 
 @pytest.mark.parametrize("field,value,words", [
     ("codes", 1, "config.model.codes=1 is too small"), ("levels", 0, "config.model.levels=0"), ("restart", -1.0, "config.model.restart=-1.0"),
-    ("kmeans", -1, "config.model.kmeans=-1"), ("decay", 1.0, r"decay must be in \[0, 1\)"), ("epsilon", 0.0, "config.model.epsilon=0.0 must be above 0")])
+    ("kmeans", -1, "config.model.kmeans=-1"), ("decay", 1.0, r"decay must be in \[0, 1\)"),
+    ("epsilon", 0.0, "config.model.epsilon=0.0 must be above 0")])
 def test_settings_that_do_not_fit(field, value, words):
     with pytest.raises(UserError, match=words):
         tasks.get(config(**DISCRETE | {field: value}), spec())

@@ -30,13 +30,7 @@ RATE, HOP, CROP = 8000, 16, 2048
 LENGTHS = {"train": (9000, 2048, 700, 5000), "test": (4096, 3000)}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled():
-    """Compiling takes most of the time here."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def write_sounds(folder, channels):

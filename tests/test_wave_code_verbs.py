@@ -1,7 +1,5 @@
 """What one does with a VQ-VAE of raw sound and a prior over its codes: training as typed, copies with another voice, what judges hear, new sounds."""
 
-import os
-
 import jax
 import launch
 import numpy as np
@@ -27,16 +25,7 @@ def get_config():
 '''
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled():
-    """Compiling takes most of the time here."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.read(name)
-    jax.config.update(name, True)
-    os.environ[name.upper()] = "1"  # for what is launched
-    yield
-    jax.config.update(name, before)
-    del os.environ[name.upper()]
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The VQ-VAE of raw sound, its WaveNet, and the prior over its codes, on small tones."""
 
+import dataclasses
 import math
 
 import jax
@@ -13,9 +14,9 @@ from scipy.stats import entropy
 from vae_jax import records, tasks, update
 from vae_jax.config import Config, Data, Optim, UserError
 from vae_jax.dsp import mu_law
-from vae_jax.losses import discretized
+from vae_jax.losses import discretized, quantization
 from vae_jax.models import wavenet
-from vae_jax.models.wave_vqvae import Context
+from vae_jax.models.wave_vqvae import Context, Eavesdropper, Encoder
 from vae_jax.tasks import vqvae, wave_code_prior, wave_vqvae
 
 SMALL = dict(hidden=8, blocks=1, downs=4, codes=8, dims=4, kmeans=2, cycles=1, layers=5, residual=8, gate=8, skip=16, condition="speaker")
@@ -28,13 +29,7 @@ for row, valid in zip(BATCH["audio"], BATCH["valid"]):
 HOP, CODES = 16, 63  # 1,000 samples are filled up to 1,008
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled():
-    """Compiling takes most of the time here."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def start(config):
@@ -93,12 +88,23 @@ def test_evaluation_counts_what_is_real(trained):
     assert summary["bits_per_sample"] == pytest.approx(summary["loss"] / math.log(2))
 
 
-def test_what_lies_behind_the_end_is_of_no_consequence(trained):
-    _, task, state = trained
+@pytest.mark.parametrize("detune", [0.0, 4.0])
+def test_what_lies_behind_the_end_is_of_no_consequence(trained, detune):
+    config, _, state = trained
+    task = tasks.get(dataclasses.replace(config, model=dataclasses.replace(config.model, detune=detune)), SPEC)
     filled = np.where(real(1000, 1)[..., None], BATCH["audio"], np.int16(9000))
     assert np.any(filled != BATCH["audio"])
     loss = jax.jit(lambda batch: task.moves["train"].loss(state.params, state.variables, batch, jax.random.key(0), 0))
     jax.tree.map(np.testing.assert_array_equal, loss(BATCH), loss(BATCH | {"audio": filled}))
+
+
+def test_training_hears_sounds_faster_or_slower_at_the_same_places(trained):
+    config, task, state = trained
+    near, far = (tasks.get(dataclasses.replace(config, model=dataclasses.replace(config.model, detune=d)), SPEC) for d in (0.01, 4.0))
+    own, close, other = (jax.jit(t.moves["train"].loss)(state.params, state.variables, BATCH, jax.random.key(0), 0)[1][1] for t in (task, near, far))
+    assert float(close["nats_per_sample"]) == pytest.approx(float(own["nats_per_sample"]), rel=2e-3)
+    assert float(close["commitment"]) == pytest.approx(float(own["commitment"]), rel=0.1)
+    assert abs(float(other["commitment"] - own["commitment"])) > 0 and bool(np.isfinite(other["loss"]))
 
 
 @pytest.mark.parametrize("kind", ["ema", "loss"])
@@ -116,6 +122,28 @@ def test_gradients_go_where_they_should(kind):
     else:
         embedding = lambda tree: value(state.params | {"quantizer": tree}, state.variables)[1][1]["embedding"]
         np.testing.assert_allclose(slopes["quantizer"]["codebook"], jax.jit(jax.grad(embedding))(state.params["quantizer"])["codebook"], atol=1e-7)
+
+
+def test_codes_are_made_to_keep_the_voice_to_themselves():
+    """The eavesdropper's cross-entropy, by hand: it goes down that gradient, and the encoder up, `secrecy` times as far; others feel nothing."""
+    _, plain, _, _ = made(quantizer="loss")
+    config, task, state, _ = made(quantizer="loss", secrecy=0.5)
+    m, codes = config.model, real(CODES, HOP)
+    slopes = [jax.jit(jax.grad(lambda params: t.moves["train"].loss(params, state.variables, BATCH, jax.random.key(0), 0)[0]))(state.params)
+              for t in (plain, task)]
+    x = discretized.unit(mu_law.encode(np.pad(BATCH["audio"], ((0, 0), (0, 8), (0, 0))) / 32768.0 * real(1008, 1)[..., None]), 256)
+
+    def told(encoder, eavesdropper):
+        z = Encoder(m.hidden, m.blocks, m.downs, m.dims).apply(encoder, x, codes)
+        logits = Eavesdropper(2, m.hidden).apply(eavesdropper, quantization.quantise(vqvae.quantizer(m), state.params["quantizer"], z)[0])
+        return -jnp.mean(jax.nn.log_softmax(logits)[codes, BATCH["speaker"].repeat(CODES).reshape(codes.shape)[codes]])
+
+    encoder, eavesdropper = jax.jit(jax.grad(told, (0, 1)))(state.params["encoder"], state.params["decoder"]["eavesdropper"])
+    changed = jax.tree.map(lambda with_it, without: with_it - without, slopes[1], slopes[0])
+    assert max(np.abs(g).max() for g in jax.tree.leaves(encoder)) > 1e-4
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, -0.5 * b, atol=2e-6), changed["encoder"], encoder)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), changed["decoder"].pop("eavesdropper"), eavesdropper)
+    assert all(np.abs(g).max() < 2e-6 for g in jax.tree.leaves((changed["decoder"], changed["quantizer"])))
 
 
 def test_decoding_is_drawn_by_its_key_and_heeds_codes_and_speaker(trained):
@@ -192,7 +220,8 @@ def test_a_prior_over_the_codes_of_a_frozen_autoencoder(trained):
 
 @pytest.mark.parametrize("settings,message", [
     (dict(downs=0), "config.model.downs=0 is too small"), (dict(condition="singer"), "'singer' is not one of"), (dict(quantizer="fsq"), "grid"),
-    (dict(temperature=-1.0), "temperature=-1.0 is too small")])
+    (dict(temperature=-1.0), "temperature=-1.0 is too small"), (dict(detune=40.0), "detune=40.0 semitones"),
+    (dict(condition="", secrecy=1.0), "secrecy=1.0 needs")])
 def test_refusals(settings, message):
     with pytest.raises(UserError, match=message):
         made(**settings)

@@ -83,7 +83,7 @@ def test_local_conditions_reach_their_own_position_and_global_ones_all():
 
 
 @pytest.mark.parametrize("settings", [
-    {}, {"conditions": ""}, {"conditions": "global"}, {"conditions": "local"}, {"batch": 1}, {"kernel": 3},
+    {}, {"conditions": ""}, {"conditions": "global"}, {"conditions": "local"}, {"batch": 1}, {"kernel": 3}, {"dilations": (2,)},
     {"components": 2, "classes": 256, "batch": 1}])
 def test_steps_give_what_the_full_pass_gives(settings):
     net, params, x, condition, local, full = made(**settings)

@@ -8,7 +8,7 @@ import numpy as np
 from vae_jax import analysis, assess_waves, evaluate, recordings, report
 from vae_jax.data import spaced
 from vae_jax.latents import fidelity
-from vae_jax.media import figures, html, wave_sections
+from vae_jax.media import figures, wave_sections
 from vae_jax.tasks import rave
 
 MEASURED = 1_000  # crops of each split, evenly spaced
@@ -24,8 +24,8 @@ ROWS = (("loss", "spectral distance", "of crops rebuilt from the posterior means
         ("active_units", "active units", "of {latent}: posterior mean varies over the frames by more than 0.01"),
         ("perplexity", "perplexity of the codes", "the mean over levels: how many codes, used equally often, would be as varied"),
         ("usage", "use of the codes", "the mean over levels: share of the codes that are chosen at all"),
-        ("bits_per_second", "bits a second", "all codes alike"),
-        ("bits_per_second_empirical", "bits a second, by frequency", "each level's codes by themselves, as often as they come in this split"))
+        ("uniform_bits_per_second", "bits a second", "all codes alike"),
+        ("empirical_bits_per_second", "bits a second, by frequency", "each level's codes by themselves, as often as they come in this split"))
 
 
 def build(run, sources: dict, history: list[dict], info: dict) -> report.Report:
@@ -34,7 +34,7 @@ def build(run, sources: dict, history: list[dict], info: dict) -> report.Report:
     history: the lines of metrics.jsonl. info: `name`, `command`, then facts for the page's head. What `analyse` wrote is shown if it is of this
     checkpoint.
     """
-    role = next(r for r in ("test", "validation", "train") if r in sources)
+    role = report.held_out(sources)
     figures_of = evaluate.splits(run, sources, examples=MEASURED)
     figures_of |= assess_waves.baselines(run, sources, examples=MEASURED)
     figures_of |= assess_waves.ratios(figures_of)
@@ -52,24 +52,14 @@ def build(run, sources: dict, history: list[dict], info: dict) -> report.Report:
         drawn=(f"every {alone}" if found is None
                else f"the first {r} directions go on from frame to frame as in training, the others are noise"),
         history=history, files={})
-    roles = [role] + ["train"] * (role != "train")
-    rows = [(title.format(high=waves.high_hz), *(_value(figures_of, side, name) for side in roles), note.format(latent=len(variance)))
-            for name, title, note in ROWS if f"eval/{role}/{name}" in figures_of]
-    head = ("", *(f"held-out ({side})" if side != "train" else "training" for side in roles), "")
-    facts = [(str(k), str(v)) for k, v in info.items() if k not in ("name", "command")]
-    facts.append(("measured on", ", ".join(f"{min(MEASURED, len(source)):,} of {len(source):,} crops ({side})" for side, source in sources.items())))
+    titles = [(name, title.format(high=waves.high_hz), note.format(latent=len(variance))) for name, title, note in ROWS]
+    measured, facts = report.measured(sources, MEASURED, "crops"), ()
     if stored is None:
-        facts.append(("analysis", f"none of this checkpoint; {str(info['command']).replace(' report ', ' analyse ')} adds directions and control"))
+        facts = (("analysis", f"none of this checkpoint; {str(info['command']).replace(' report ', ' analyse ')} adds directions and control"),)
     c = front.shape[1]
     subtitle = (f"Sound of {c} channel{'s' * (c > 1)} at {front.rate:,} Hz through {len(variance)} numbers a frame, "
                 f"{front.rate / through.hop:.4g} frames a second.")
-    drawn = [section for section in (draw(waves) for draw in wave_sections.SECTIONS) if section]
-    return report.Report(str(info["name"]), subtitle, facts, str(info["command"]), html.Table(head, tuple(rows)), drawn, waves.files)
-
-
-def _value(figures_of, role, name):
-    value = figures_of.get(f"eval/{role}/{name}")
-    return (value, figures_of[f"eval/{role}/loss_error"]) if name == "loss" else int(value) if name == "active_units" else value
+    return report.drawn(info, subtitle, measured, report.compared(titles, figures_of, role), wave_sections.SECTIONS, waves, *facts)
 
 
 def _analysed(run):

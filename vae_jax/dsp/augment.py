@@ -191,6 +191,18 @@ def _reach(semitones):
     return round(STEPS * ratio), math.ceil(CROSSINGS * round(STEPS * ratio) / STEPS)
 
 
+def detune(key, x_btc, semitones: float):
+    """(sounds [b, t', c], ratio [b]): x played ratio times as fast, each example by a ratio of its own, up or down by at most `semitones`.
+
+    ratio is drawn evenly in pitch; what lay at t lies at t / ratio. t' is long enough for the slowest; silence lies behind a sound.
+    """
+    most, margin = _reach(semitones)
+    samples = -(-x_btc.shape[1] * most // STEPS)
+    steps = jnp.round(STEPS * 2 ** (jax.random.uniform(key, (len(x_btc),), minval=-semitones, maxval=semitones) / 12)).clip(max=most)
+    x = jnp.pad(x_btc, ((0, 0), (margin, -(-samples // STEPS) * most + margin), (0, 0)))
+    return jax.vmap(lambda x, steps: resample(x, steps, semitones, samples))(x, steps), steps / STEPS
+
+
 def dither(key, x_tc):
     """Sound [t, c] plus white noise, even over one 16-bit step (-101 dB RMS of full scale), each channel its own.
 

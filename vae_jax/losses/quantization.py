@@ -5,9 +5,7 @@ A `Quantizer` (from `get`) holds the settings; what is learned is a tree of arra
     loss  {"codebook"}                             for a player's params; the codebook term of `losses` moves it
     fsq   {}                                       a fixed grid
 z is [..., dims]; each leading position gets c = levels * groups codes: indices int32 [..., c], a level's groups side by side, the coarsest first.
-One step of training, the codes chosen before the averages move:
-    tree = start(spec, tree, z, key);  z_q, indices, q = quantise(spec, tree, z);  losses(spec, tree, z, indices)
-    tree, restarts = update(spec, tree, z, indices, key)
+`learn` is a step of training, made of `start`, `quantise`, `losses` and `update`: codes are chosen before the averages move.
 Sums run over all positions, so that under jit the statistics of a batch split over a mesh are those of the whole batch.
 """
 
@@ -203,6 +201,29 @@ def update(spec: Quantizer, tree: dict, z, indices, key):
     return {"codebook": codebook, "count": count, "sum": total, "weight": weight}, restarts
 
 
+def learn(spec: Quantizer, tree: dict, z, key, real=None):
+    """-> (z_q, the tree after this batch, figures): embedding and commitment of `losses`, restarts, perplexity and usage (means over codebooks).
+
+    real: bool, z's leading axes [b, n]: positions that count, at least one an example. For codebooks and figures the others say again what real
+    ones of their example said, so that the silence behind a recording, say, moves nothing.
+    """
+    begin, anew = jax.random.split(key)
+    if real is None:
+        repeated = lambda values: values
+    else:
+        again = jnp.arange(z.shape[1]) % jnp.maximum(jnp.sum(real, 1, keepdims=True), 1)
+        repeated = lambda values: jnp.where(real[..., None], values, jnp.take_along_axis(values, again[..., None], 1))
+    heard = repeated(z)
+    tree = start(spec, tree, heard, begin)
+    z_q, indices, _ = quantise(spec, tree, z)
+    indices = repeated(indices)
+    embedding, commitment = losses(spec, tree, heard, indices)
+    tree, restarts = update(spec, tree, heard, indices, anew)
+    used = statistics(counts(spec, indices))
+    return z_q, tree, {"embedding": embedding, "commitment": commitment, "restarts": jnp.sum(restarts),
+                       "perplexity": jnp.mean(used["perplexity"]), "usage": jnp.mean(used["usage"])}
+
+
 def counts(spec: Quantizer, indices):
     """How often each code was chosen, [c, K], over all leading axes. Of each example: jax.vmap. Of an epoch: the sum over its batches."""
     c = indices.shape[-1]
@@ -224,6 +245,24 @@ def statistics(counts) -> dict:
     """Of counts [..., K] of a batch or an epoch, each [...]: perplexity, usage (share of codes chosen at all), dead (number of the others)."""
     used = jnp.asarray(counts) > 0
     return {"perplexity": perplexity(counts), "usage": jnp.mean(used, -1, dtype=jnp.float32), "dead": jnp.sum(~used, -1)}
+
+
+def bits(spec: Quantizer) -> float:
+    """Of a position's codes, stored as they are."""
+    return spec.groups * spec.levels * math.log2(spec.codes)
+
+
+def summary(spec: Quantizer, counts, positions_per_second: float | None = None) -> dict:
+    """Figures of how often a split has each code, counts [c, K]: perplexity and usage (means over codebooks), dead codes of all; and bits a code, and
+    a second of sound: uniform, stored as they are; empirical, each codebook's told by these frequencies."""
+    used = jax.device_get(statistics(counts))
+    uniform, empirical = math.log2(spec.codes), float(np.mean(np.log2(used["perplexity"])))
+    found = {"perplexity": float(np.mean(used["perplexity"])), "usage": float(np.mean(used["usage"])), "dead": int(np.sum(used["dead"])),
+             "uniform_bits_per_code": uniform, "empirical_bits_per_code": empirical}
+    if positions_per_second is not None:
+        per_second = bits(spec) * positions_per_second
+        found |= {"uniform_bits_per_second": per_second, "empirical_bits_per_second": per_second * empirical / uniform}
+    return found
 
 
 def _search(codebook_lgkd, z_ngd):

@@ -1,5 +1,6 @@
-"""Encoder of a VQ-VAE of raw sound, what its decoder, a WaveNet (models/wavenet.py), is told of the codes, and a spectrum made of them. No quantiser, no losses.
+"""Encoder of a VQ-VAE of raw sound, what its decoder, a WaveNet (models/wavenet.py), is told of the codes, and a spectrum made of them.
 
+No quantiser, no losses.
 The encoder is that of van den Oord et al. 2017, section 4.3: strided convolutions of kernel 4, one for each halving of the rate; behind them residual
 blocks, which let a code hear its neighbours.
 """
@@ -87,6 +88,20 @@ class Spectrum(nn.Module):
         if condition_bg is not None:
             x += nn.Dense(self.hidden, use_bias=False, dtype=self.dtype)(condition_bg.astype(self.dtype))[:, None]
         return nn.Dense(self.bands, dtype=self.dtype, name="out")(nn.relu(x)).astype(jnp.float32)
+
+
+class Eavesdropper(nn.Module):
+    """Codes' vectors [b, n, dims] -> logits [b, n, classes]: whose voice it is, by a code and four neighbours on either side."""
+
+    classes: int
+    hidden: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, z_bnd):
+        x = nn.relu(Conv(self.hidden, 5, dtype=self.dtype)(z_bnd))
+        x = nn.relu(Conv(self.hidden, 5, dtype=self.dtype)(x))
+        return Conv(self.classes, 1, dtype=self.dtype, name="out")(x).astype(jnp.float32)
 
 
 def receptive_field(encoder: Encoder) -> int:

@@ -69,7 +69,6 @@ class WaveNet(nn.Module):
             "entry": (nn.initializers.normal(1.0), (1 if self.components else self.classes, r)),
             "gate": (start(1.0, in_axis=(1, 2), batch_axis=0), (n, self.kernel, r, g)),
             "gate_bias": (zeros, (n, g)),
-            "residual": (start(1.0 / n, in_axis=1, batch_axis=0), (n - 1, self.gate, r)),  # their sum is of the scale of one
             "skip": (start(2.0), (n * self.gate, self.skip)),
             "skip_bias": (zeros, (self.skip,)),
             "head": (start(2.0), (self.skip, self.skip)),
@@ -77,6 +76,8 @@ class WaveNet(nn.Module):
             "out": (start(1.0), (self.skip, outputs)),
             "out_bias": (zeros, (outputs,)),
         }
+        if n > 1:  # their sum is of the scale of one
+            shapes["residual"] = start(1.0 / n, in_axis=1, batch_axis=0), (n - 1, self.gate, r)
         for name, x in (("condition", condition_bg), ("local", local_btc)):
             if x is not None:
                 shapes[name] = start(1.0, in_axis=0, out_axis=(1, 2)), (x.shape[-1], n, g)
@@ -107,7 +108,7 @@ def prepare(model: WaveNet, params, batch: int, condition_bg=None):
         "everywhere": _everywhere(p, condition_bg),
         "past": p["gate"][:, :-1],
         "now": list(p["gate"][:, -1]),
-        "residual": list(p["residual"]),
+        "residual": list(p.get("residual", ())),  # of all layers but the last
     }
     return lax.optimization_barrier(weights)
 

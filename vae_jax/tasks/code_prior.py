@@ -2,9 +2,9 @@
 
     --config.start_from=encoder=RUN,quantizer=RUN,decoder=RUN        the players of a `vqvae` run, which no move trains
 
-Codes come from the pictures at every step, or ready-made from a folder that the verb encode_codes wrote. Of c codes a position, the map is taken c times
-as wide. All rates are of evaluation and in bits; a code of `uniform` bits is log2 K, of `empirical` ones costs the entropy of how often the codes of the
-split itself are used. Players: prior; encoder, quantizer, decoder.
+Codes come from the pictures at every step, or ready-made from a folder that the verb encode_codes wrote. Of c codes a position, the map is taken c
+times as wide. All rates are of evaluation and in bits; a code of `uniform` bits is log2 K, of `empirical` ones costs the entropy of how often the
+codes of the split itself are used. Players: prior; encoder, quantizer, decoder.
 """
 
 import dataclasses
@@ -12,7 +12,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from vae_jax.config import Config, UserError
@@ -78,11 +77,10 @@ def make(config: Config, spec) -> Task:
         return found | {"picture" if name == "loss" else name: made[name] for name in ("loss", "mse", "psnr") if made}
 
     def summary(sums, squares, count):
-        cost, bits = sums["loss"] / count, lambda nats: nats / (h * w * c * math.log(2))
-        perplexity = np.asarray(quantization.perplexity(sums["counts"]))
-        empirical = float(np.sum(np.log(perplexity))) * h * w
-        found = {"loss": cost, "bits_per_code": bits(cost), "uniform_bits_per_code": bits(uniform), "empirical_bits_per_code": bits(empirical),
-                 "share_of_uniform": cost / uniform, "share_of_empirical": cost / max(empirical, 1e-9), "perplexity": float(np.mean(perplexity))}
+        cost, found = sums["loss"] / count, quantization.summary(q, sums["counts"])
+        empirical = h * w * c * math.log(2) * found["empirical_bits_per_code"]
+        found |= {"loss": cost, "bits_per_code": cost / (h * w * c * math.log(2)), "share_of_uniform": cost / uniform,
+                  "share_of_empirical": cost / max(empirical, 1e-9)}
         found |= {name: sums[name] / count for name in ("mse", "psnr") if name in sums}
         if "picture" in sums and m.autoencoder.likelihood != "squared":
             dims, picture = math.prod(shape), sums["picture"] / count
@@ -91,7 +89,8 @@ def make(config: Config, spec) -> Task:
         return found
 
     def sample(params, variables, key, request):
-        """request: temperature [n]; label [n] int32 where the prior or the decoder is told it; codes and mask [n, h, w, c]: codes that are kept where the mask is True."""
+        """request: temperature [n]; label [n] int32 where the prior or the decoder is told it; codes and mask [n, h, w, c]: codes that are kept where
+        the mask is True."""
         given = [request[name].reshape(-1, h, w * c) for name in ("codes", "mask")] if "mask" in request else [None, None]
         codes = pixelcnn.generate(net, params["prior"], key, (len(request["temperature"]), h, w * c), request["label"] if m.condition else None,
                                   request["temperature"], m.top_k or None, *given)
@@ -112,12 +111,7 @@ def make(config: Config, spec) -> Task:
 def _check(config: Config, spec) -> tuple[str, ...]:
     """The names of the labels, or a UserError for settings that do not fit together or the data."""
     m = config.model
-    if m.condition not in ("", "label"):
-        raise UserError(f"config.model.condition={m.condition!r} is not '' or label.")
     for name, least in {"channels": 1, "layers": 1, "first_kernel": 1, "kernel": 1, "hidden": 1, "top_k": 0}.items():
         if getattr(m, name) < least:
             raise UserError(f"config.model.{name}={getattr(m, name)} is too small: give at least {least}.")
-    labels = spec.fields["label"].labels if "label" in spec.fields else ()
-    if m.condition and not labels:
-        raise UserError(f"config.model.condition='label' needs labels, but {config.data.dir} has none.")
-    return labels
+    return vqvae.labels_told(config, spec)

@@ -9,7 +9,6 @@ player, `quantizer`, that only `represent` moves; they learn from all frames of 
 latents are posterior means these are the sums, vectors too; `encode` gives `indices` int32 [b, n, levels] beside them.
 """
 
-import dataclasses
 import functools
 import math
 
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae_jax import evaluate, fronts, streaming
-from vae_jax.config import Config, Optim, UserError
+from vae_jax.config import Config
 from vae_jax.dsp import augment as augmentation
 from vae_jax.dsp import pqmf
 from vae_jax.layers import convolutions_1d
@@ -26,54 +25,10 @@ from vae_jax.layers.streaming import Signal
 from vae_jax.losses import adversarial, divergences, quantization, spectral
 from vae_jax.models import critics, rave
 from vae_jax.tasks import Move, Task
+from vae_jax.tasks.rave_settings import ADVERSARIES, Model, check, quantizer, trained_crop
 
-ADVERSARIES = {"hinge": (adversarial.hinge_critic, adversarial.hinge_generator),
-               "least_squares": (adversarial.least_squares_critic, adversarial.least_squares_generator)}
-LATENTS = ("variational", "wasserstein", "spherical", "discrete")
 ACTIVE = 0.01  # variance over frames of a posterior mean above which a latent counts as active
 LEAST_SCALE = 1e-4  # of a posterior's standard deviation
-
-
-@dataclasses.dataclass
-class Model:
-    version: int = 1  # 1: the paper's network; 2: the wider, later one
-    capacity: int = 64  # channels of the outermost layer, doubled at every stage
-    latent: int = 128
-    ratios: tuple[int, ...] = (4, 4, 4, 2)  # of the four stages; hop = bands x their product
-    bands: int = 16  # of the filter bank; 1 = none
-    attenuation_db: float = 100.0  # of the filter bank
-    causal: bool = False  # look at nothing ahead: a stream is late by the filter bank alone
-    snake: bool = False  # periodic activations
-    amplitudes: int = 5  # frequencies a band at which the noise branch is set; 0 = no noise branch
-    noise_ratios: tuple[int, ...] = (4, 4, 4)
-    noise_hidden: int = 64
-    latents: str = "variational"  # variational; wasserstein: no draw, pulled to N(0, I) by a kernel distance; spherical: on the unit sphere; discrete
-    codes: int = 1024  # discrete: K of a codebook. New frames are drawn of each level's codes by itself, as often as training chose them lately
-    levels: int = 16  # discrete: codebooks, each of codes for what the ones before left
-    decay: float = 0.99  # discrete: of the averages that move the codebooks
-    restart: float = 0.1  # discrete: a code with fewer frames a batch than this, on average, begins anew; 0 = never
-    kmeans: int = 50  # discrete: rounds of k-means on the first batch; 0 = random codebooks
-    extra: int = 0  # channels of noise that the decoder is given beside the latents
-    beta: float = 0.2  # weight of the KL, the kernel distance, or the commitment to codes; of spherical latents, which have none, of nothing
-    beta_from: float = 0.0  # beta rises from here (and above 0) by a constant factor a step ...
-    beta_steps: int = 0  # ... for so many steps; 0 = constant
-    distance: str = "squared"  # spectral distance: squared (public code) or frobenius (paper)
-    epsilon: float = 1e-7  # squared: added to magnitudes before their logarithm in training; evaluation has its own
-    windows: tuple[int, ...] = spectral.WINDOWS  # samples, of the wave and of sub-bands
-    full_band: bool = True  # the distance of the wave beside that of the sub-bands; False only to time what others time
-    representation_steps: int = 1_000_000  # length of stage 1
-    critic_every: int = 2  # steps of stage 2 of which the first is the critic's
-    critic_scales: int = 3  # critics of the wave, each at half the rate of the one before
-    critic_periods: tuple[int, ...] = ()  # critics of every period-th sample
-    critic_resolutions: tuple[int, ...] = ()  # critics of spectra with windows of so many samples
-    critic_capacity: int = 64
-    critic_optim: Optim = dataclasses.field(default_factory=lambda: Optim(lr=1e-4, b1=0.5, b2=0.9))
-    adversarial: str = "hinge"  # hinge, least_squares
-    adversarial_weight: float = 3.0  # of the mean over critics; the public code weighs their sum by 1
-    matching: str = "absolute"  # feature matching: absolute, or relative to the real features
-    matching_weight: float = 10.0  # as published in writing; the public code of v2.3 multiplies twice (100)
-    high_hz: float = 4000.0  # `high_error_db` is the error above it
-    augment: augmentation.Augment = dataclasses.field(default_factory=augmentation.Augment)
 
 
 def network(m: Model, channels: int, dtype=jnp.float32) -> rave.Rave:
@@ -88,11 +43,6 @@ def live(config: Config, spec) -> streaming.Live:
     net = network(m, spec.fields["audio"].shape[-1], jnp.dtype(config.dtype))
     codebooks = jax.eval_shape(lambda: quantization.init(quantizer(m), jax.random.key(0))) if m.latents == "discrete" else None
     return streaming.live(net, m.latent, lambda statistics, codebooks: code_of(m, statistics, codebooks)["mean"], codebooks)
-
-
-def quantizer(m: Model) -> quantization.Quantizer:
-    """Of discrete latents. Raises UserError for settings that do not go together."""
-    return quantization.get("ema", m.codes, m.latent, 1, m.levels, m.decay, m.restart, m.kmeans)
 
 
 def posterior(latents: str, statistics):
@@ -125,7 +75,7 @@ def draw_codes(m: Model, codebooks: dict, key, frames: int, temperature_n):
 
 
 def latent_figures(code, hop: int, valid) -> dict:
-    """{'mean', 'square' of the posterior means, 'kl' in nats where there is one}: each [b, d], over the frames that begin in the `valid` [b] samples."""
+    """{'mean', 'square' of the posterior means, 'kl' in nats where there is one}: each [b, d], over frames that begin in the `valid` [b] samples."""
     found = {"mean": code["mean"], "square": jnp.square(code["mean"])}
     found |= {"kl": divergences.kl_normal(code["mean"], code["logvar"])} if "logvar" in code else {}
     real = spectral.in_sound(valid, code["mean"].shape[1], hop)
@@ -134,15 +84,14 @@ def latent_figures(code, hop: int, valid) -> dict:
 
 def make(config: Config, spec) -> Task:
     m = config.model
-    _check(config, spec)
+    check(config, spec)
     rate, channels = spec.facts["rate"], spec.fields["audio"].shape[-1]
     hop, late = m.bands * math.prod(m.ratios), pqmf.bank(m.bands, m.attenuation_db, m.causal).delay
     net = network(m, channels, jnp.dtype(config.dtype))
     critic = critics.Critics(m.critic_scales, m.critic_periods, m.critic_resolutions, m.critic_capacity, jnp.dtype(config.dtype))
     critic_loss, generator_loss = ADVERSARIES[m.adversarial]
     q = quantizer(m) if m.latents == "discrete" else None
-    crop, wave = _trained_crop(config), fronts.waves
-    bits = m.levels * math.log2(m.codes) * rate / hop  # a second, of discrete latents
+    crop, wave = trained_crop(config), fronts.waves
 
     def heard(key, batch):
         """What training hears of a batch [b, crop, c]."""
@@ -183,15 +132,6 @@ def make(config: Config, spec) -> Task:
     def draw(key, mean, scale):
         return mean if scale is None else mean + scale * jax.random.normal(key, mean.shape)
 
-    def learn_codes(codebooks, z, key):
-        """(the codes of a batch, the codebooks behind it, figures)"""
-        begin, anew = jax.random.split(key)
-        codebooks = quantization.start(q, codebooks, z, begin)
-        z_q, indices, _ = quantization.quantise(q, codebooks, z)
-        moved, restarts = quantization.update(q, codebooks, z, indices, anew)
-        used = {name: jnp.mean(quantization.statistics(quantization.counts(q, indices))[name]) for name in ("perplexity", "usage")}
-        return z_q, moved, {"commitment": quantization.losses(q, codebooks, z, indices)[1], "restarts": jnp.sum(restarts)} | used
-
     def represent(params, variables, batch, key, step):
         keys = jax.random.split(key, 4)
         x = heard(keys[0], batch)
@@ -200,7 +140,7 @@ def make(config: Config, spec) -> Task:
         mean, scale = posterior(m.latents, statistics.x)
         moved, used = {}, {}
         if q:
-            z, moved["quantizer"], used = learn_codes(variables["quantizer"], mean, keys[1])
+            z, moved["quantizer"], used = quantization.learn(q, variables["quantizer"], mean, keys[1])
         else:
             z = draw(keys[1], mean, scale)
         y_bands = apply("decode", params, variables, statistics.replace(x=z), keys[2])
@@ -296,8 +236,7 @@ def make(config: Config, spec) -> Task:
             found["kl"] = np.sum(average["kl"])
         if q:
             used = jax.device_get(quantization.statistics(sums["counts"]))
-            found |= {"perplexity": np.mean(used["perplexity"]), "usage": np.mean(used["usage"]), "bits_per_second": bits,
-                      "bits_per_second_empirical": np.sum(np.log2(used["perplexity"])) * rate / hop}  # as often as each code comes, by itself
+            found |= quantization.summary(q, sums["counts"], rate / hop)
             found |= {f"{name}_{level + 1}": used[name][level] for name in ("perplexity", "usage") for level in range(m.levels)}
         return found
 
@@ -308,7 +247,7 @@ def make(config: Config, spec) -> Task:
 
     def about():
         samples = live(config, spec).latency
-        said = f"{rate / hop:.3g} a second" + (f", of {m.levels} codes, {bits / 1000:.3g} kbit a second" if q else "")
+        said = f"{rate / hop:.3g} a second" + (f", of {m.levels} codes, {quantization.bits(q) * rate / hop / 1000:.3g} kbit a second" if q else "")
         return f"a frame of latents every {hop} samples, {said}; played live {samples} samples late ({1000 * samples / rate:.0f} ms), and a block"
 
     learning = ("encoder", "quantizer", "decoder") if q else ("encoder", "decoder")
@@ -345,53 +284,3 @@ def _exports(config: Config, spec, encode, decode) -> dict:
             "decode": (lambda params, variables, x: decode(params, variables, x["z"]), {"z": (f"b, n, {m.latent}", "float32")}),
             **(codes if m.latents == "discrete" else {}),
             "start": (start, {"audio": audio, "key": key}), "step": (step, {"state": "start", "audio": audio})}
-
-
-def _check(config: Config, spec) -> None:
-    """Raises UserError for settings that do not fit together or the data."""
-    m = config.model
-    if "audio" not in spec.fields:
-        raise UserError(f"RAVE is for sound, but the data set {spec.name} holds {', '.join(spec.fields)}; prepare it with data_prep.waveforms.")
-    for name, choices in {"version": (1, 2), "latents": LATENTS, "distance": spectral.DEFINITIONS, "adversarial": tuple(ADVERSARIES),
-                          "matching": adversarial.DEFINITIONS}.items():
-        if getattr(m, name) not in choices:
-            raise UserError(f"config.model.{name}={getattr(m, name)!r} is not one of {', '.join(map(str, choices))}.")
-    least = {"capacity": 1, "latent": 1, "bands": 1, "representation_steps": 0, "critic_every": 2, "critic_capacity": 1, "critic_scales": 0,
-             "noise_hidden": 1, "extra": 0, "codes": 2, "levels": 1, "restart": 0, "kmeans": 0, "beta": 0, "beta_steps": 0,
-             "adversarial_weight": 0, "matching_weight": 0, "high_hz": 0}
-    for name, value in least.items():
-        if not getattr(m, name) >= value:
-            raise UserError(f"config.model.{name}={getattr(m, name)} is too small: give at least {value}.")
-    if not m.epsilon > 0:
-        raise UserError(f"config.model.epsilon={m.epsilon} must be above 0: silence has no logarithm.")
-    quantizer(m)
-    several = {"ratios": (2, "one to four", range(1, 5)), "windows": (4, "at least one", range(1, 100)), "noise_ratios": (1, "at least one", range(1, 100)),
-               "critic_periods": (2, "any number", range(100)), "critic_resolutions": (16, "any number", range(100))}
-    for name, (smallest, count, counts) in several.items():
-        if len(getattr(m, name)) not in counts or any(value < smallest for value in getattr(m, name)):
-            raise UserError(f"config.model.{name}={getattr(m, name)}: give {count}, each at least {smallest}.")
-    if any(window % 4 for window in m.windows):
-        raise UserError(f"config.model.windows={m.windows}: each must be a multiple of 4.")
-    if not m.critic_scales and not m.critic_periods and not m.critic_resolutions:
-        raise UserError("config.model: stage 2 needs a critic: critic_scales, critic_periods or critic_resolutions.")
-    hop = m.bands * math.prod(m.ratios)
-    if m.amplitudes and (m.amplitudes < 2 or math.prod(m.ratios) % math.prod(m.noise_ratios)):
-        raise UserError(f"config.model: amplitudes={m.amplitudes} must be 0 or at least 2, and the product of ratios={m.ratios} a multiple of that of "
-                        f"noise_ratios={m.noise_ratios}.")
-    augmentation.check(m.augment, spec.facts["rate"])
-    crop, late = config.data.crop, pqmf.bank(m.bands, m.attenuation_db, m.causal).delay
-    shortest = max(max(m.windows) // 2 * m.bands, max(m.windows) // 2 + late) + 1
-    if crop % hop or _trained_crop(config) < shortest:
-        raise UserError(f"config.data.crop={crop} samples must be a multiple of the hop {hop} and so long that at least {shortest} are trained on: "
-                        f"set --config.data.crop={-(-augmentation.source_samples(m.augment, max(crop, shortest)) // hop) * hop}.")
-    if m.beta_steps and not 0 < m.beta_from:
-        raise UserError(f"config.model.beta_steps={m.beta_steps} lets beta rise from beta_from={m.beta_from}, which must be above 0: 1e-6, say.")
-
-
-def _trained_crop(config: Config) -> int:
-    """Samples of a crop that are trained on: fewer than it holds where a raised pitch would use up more."""
-    m = config.model
-    hop, crop = m.bands * math.prod(m.ratios), config.data.crop
-    while crop > 0 and augmentation.source_samples(m.augment, crop) > config.data.crop:
-        crop -= hop
-    return crop

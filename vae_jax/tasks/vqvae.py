@@ -11,7 +11,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vae_jax import corruptions, evaluate, fronts
 from vae_jax.config import Config, UserError
@@ -58,24 +57,22 @@ def make(config: Config, spec) -> Task:
     dtype, q = jnp.dtype(config.dtype), quantizer(m)
     h, w, channels = front.shape
     positions, dims = (h >> m.downs) * (w >> m.downs) * q.groups * q.levels, math.prod(front.shape)
-    likelihood = None if m.likelihood == "squared" else likelihoods.get(m.likelihood, **({"components": m.mixtures} if "mix" in m.likelihood else {}))
+    mixtures = {"components": m.mixtures} if m.likelihood == "logistic_mixture" else {}
+    likelihood = None if m.likelihood == "squared" else likelihoods.get(m.likelihood, **mixtures)
+    outputs = likelihood.channels(channels) if likelihood else channels
     encoder = vqvae.Encoder(m.hidden, m.residual, m.blocks, m.downs, q.dims, dtype)
-    decoder = vqvae.Decoder(m.hidden, m.residual, m.blocks, m.downs, likelihood.channels(channels) if likelihood else channels, likelihood is not None,
-                            dtype)
+    decoder = vqvae.Decoder(m.hidden, m.residual, m.blocks, m.downs, outputs, likelihood is not None, dtype)
 
     def condition_of(batch):
         return jax.nn.one_hot(batch["label"], len(labels)) if m.condition else None
-
-    def codebook(params, variables):
-        return variables["quantizer"] if m.quantizer == "ema" else params["quantizer"]
 
     def init(key, batch):
         keys = jax.random.split(key, 3)
         x, tree = front.analyse(batch), quantization.init(q, keys[1])
         z = jnp.zeros((len(x), h >> m.downs, w >> m.downs, q.dims))
         params = {"encoder": encoder.init(keys[0], x), "decoder": decoder.init(keys[2], z, condition_of(batch))}
-        learned, moved = ({}, tree) if m.quantizer == "ema" else (tree, {})
-        return params | {"quantizer": learned}, {"quantizer": moved}
+        learned, averaged = apart(m, tree)
+        return params | {"quantizer": learned}, {"quantizer": averaged}
 
     def reconstruction(outputs, x):
         """[b]: -log p(x | z) in nats, or the squared error over the variance of the data, summed over pixels and channels."""
@@ -87,26 +84,20 @@ def make(config: Config, spec) -> Task:
         return likelihood.mean({"x": outputs}) if likelihood else outputs + 0.5
 
     def loss(params, variables, batch, key, step):
-        keys = jax.random.split(key, 3)
+        keys = jax.random.split(key)
         x = front.analyse(batch)
         z = encoder.apply(params["encoder"], corruptions.corrupt(keys[0], x, m.corruptions))
-        tree = quantization.start(q, codebook(params, variables), z, keys[1])
-        z_q, indices, _ = quantization.quantise(q, tree, z)
-        embedding, commitment = quantization.losses(q, tree, z, indices)
-        moved, restarts = quantization.update(q, tree, z, indices, keys[2])
+        z_q, tree, found = quantization.learn(q, codebook(m, params, variables), z, keys[1])
         error = jnp.mean(reconstruction(decoder.apply(params["decoder"], z_q, condition_of(batch)), x)) / dims
-        total = error + m.commitment * commitment + (embedding if m.quantizer == "loss" else 0.0)
-        used = quantization.statistics(quantization.counts(q, indices))
-        found = {"loss": total, "reconstruction": error, "embedding": embedding, "commitment": commitment, "restarts": jnp.sum(restarts),
-                 "perplexity": jnp.mean(used["perplexity"]), "usage": jnp.mean(used["usage"])}
-        return total, ({**variables, "quantizer": moved if m.quantizer == "ema" else variables["quantizer"]}, found)
+        total = error + codes_cost(m, found)
+        return total, ({**variables, "quantizer": apart(m, tree)[1]}, {"loss": total, "reconstruction": error} | found)
 
     def encode(params, variables, batch):
         z = encoder.apply(params["encoder"], front.analyse(batch))
-        return {"indices": quantization.quantise(q, codebook(params, variables), z)[1]}
+        return {"indices": quantization.quantise(q, codebook(m, params, variables), z)[1]}
 
     def outputs_of(params, variables, indices, condition=None):
-        return decoder.apply(params["decoder"], quantization.lookup(q, codebook(params, variables), indices), condition if m.condition else None)
+        return decoder.apply(params["decoder"], quantization.lookup(q, codebook(m, params, variables), indices), condition if m.condition else None)
 
     def decode(params, variables, code, condition=None):
         return {"image": picture(outputs_of(params, variables, code, condition))}
@@ -119,16 +110,12 @@ def make(config: Config, spec) -> Task:
                 "counts": jax.vmap(lambda i: quantization.counts(q, i))(indices)}
 
     def summary(sums, squares, count):
-        average, counts = {k: v / count for k, v in sums.items()}, sums["counts"]
-        used = jax.device_get(quantization.statistics(counts))
+        average = {k: v / count for k, v in sums.items()}
         found = {"loss": average["loss"] / dims, "loss_error": evaluate.standard_error(sums["loss"], squares["loss"], count) / dims}
-        found |= {"mse": average["mse"], "nmse": average["mse"] / m.variance, "psnr": average["psnr"],
-                  "perplexity": np.mean(used["perplexity"]), "usage": np.mean(used["usage"]), "dead": np.sum(used["dead"])}
-        empirical = np.sum(np.log(used["perplexity"])) * (h >> m.downs) * (w >> m.downs)  # nats a picture
-        found |= {"uniform_bits_per_code": math.log2(q.codes), "empirical_bits_per_code": empirical / (positions * math.log(2))}
+        found |= {"mse": average["mse"], "nmse": average["mse"] / m.variance, "psnr": average["psnr"]} | quantization.summary(q, sums["counts"])
         if likelihood:
-            found |= {f"{name}_bits_per_dim": likelihoods.bits_per_dim(average["loss"] + code, dims)
-                      for name, code in (("uniform", positions * math.log(q.codes)), ("empirical", empirical))}
+            nats = lambda name: positions * math.log(2) * found[f"{name}_bits_per_code"]
+            found |= {f"{name}_bits_per_dim": likelihoods.bits_per_dim(average["loss"] + nats(name), dims) for name in ("uniform", "empirical")}
         return found
 
     def repair(params, variables, batch, key, amount):
@@ -138,8 +125,8 @@ def make(config: Config, spec) -> Task:
         for i, kind in enumerate(m.corruptions):
             for draw in range(amount):
                 spoilt = corruptions.KINDS[kind](jax.random.fold_in(key, amount * i + draw), x)
-                indices = quantization.quantise(q, codebook(params, variables), encoder.apply(params["encoder"], spoilt))[1]
-                made = picture(outputs_of(params, variables, indices, condition_of(batch)))
+                indices = encode(params, variables, {**batch, "image": spoilt})["indices"]
+                made = decode(params, variables, indices, condition_of(batch))["image"]
                 for name, value in ((f"{kind}/spoilt_mse", error(spoilt)), (f"{kind}/mse", error(made))):
                     found[name] = found.get(name, 0.0) + value / amount
         return found
@@ -148,24 +135,45 @@ def make(config: Config, spec) -> Task:
                 decode=decode, condition=condition_of if m.condition else None, measures={"repair": repair} if m.corruptions else {}, front=front)
 
 
+def codebook(m, params, variables) -> dict:
+    """The quantiser's tree: among the variables where averages move it, else among the params."""
+    return variables["quantizer"] if m.quantizer == "ema" else params["quantizer"]
+
+
+def apart(m, tree: dict) -> tuple[dict, dict]:
+    """A quantiser's tree as (params, variables) of its player."""
+    return ({}, tree) if m.quantizer == "ema" else (tree, {})
+
+
+def codes_cost(m, found: dict):
+    """What of the figures of `quantization.learn` belongs to the loss."""
+    return m.commitment * found["commitment"] + (found["embedding"] if m.quantizer == "loss" else 0.0)
+
+
+def labels_told(config: Config, spec) -> tuple[str, ...]:
+    """Names of the labels. Raises UserError where config.model.condition asks for some that there are not."""
+    if config.model.condition not in ("", "label"):
+        raise UserError(f"config.model.condition={config.model.condition!r} is not one of '', label.")
+    labels = spec.fields["label"].labels if "label" in spec.fields else ()
+    if config.model.condition and not labels:
+        raise UserError(f"config.model.condition='label' needs labels, but {config.data.dir} has none.")
+    return labels
+
+
 def _check(config: Config, spec, front) -> tuple[str, ...]:
     """The names of the labels, or a UserError for settings that do not fit together or the data."""
     m = config.model
     if front.kind != "image":
         raise UserError(f"this VQ-VAE is for pictures, but the data set {spec.name} holds {', '.join(spec.fields)}.")
-    for name, choices in {"likelihood": LIKELIHOODS, "condition": ("", "label")}.items():
-        if getattr(m, name) not in choices:
-            raise UserError(f"config.model.{name}={getattr(m, name)!r} is not one of {', '.join(c or repr('') for c in choices)}.")
+    if m.likelihood not in LIKELIHOODS:
+        raise UserError(f"config.model.likelihood={m.likelihood!r} is not one of {', '.join(LIKELIHOODS)}.")
     for name, least in {"codes": 2, "hidden": 2, "residual": 1, "blocks": 0, "downs": 1, "commitment": 0, "mixtures": 1}.items():
         if getattr(m, name) < least:
             raise UserError(f"config.model.{name}={getattr(m, name)} is too small: give at least {least}.")
     if not m.variance > 0:
         raise UserError(f"config.model.variance={m.variance} must be above 0: the variance of the training pixels, white = 1.")
     if any(side % 2 ** m.downs for side in front.shape[:2]):
-        raise UserError(f"pictures of {front.shape[0]} x {front.shape[1]} do not halve {m.downs} times: give another config.model.downs, or prepare the "
-                        "data with another --size.")
+        raise UserError(f"pictures of {front.shape[0]} x {front.shape[1]} do not halve {m.downs} times: give another config.model.downs, or prepare "
+                        "the data with another --size.")
     corruptions.check(m.corruptions, *front.shape[:2])
-    labels = spec.fields["label"].labels if "label" in spec.fields else ()
-    if m.condition and not labels:
-        raise UserError(f"config.model.condition='label' needs labels, but {config.data.dir} has none.")
-    return labels
+    return labels_told(config, spec)

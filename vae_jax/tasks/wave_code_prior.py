@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.config import Config, UserError
-from vae_jax.losses import discretized, spectral
+from vae_jax.losses import discretized, quantization, spectral
 from vae_jax.models import wavenet
 from vae_jax.tasks import Move, Task, vqvae, wave_vqvae
 
@@ -81,7 +81,7 @@ def make(config: Config, spec) -> Task:
 
     def summary(sums, squares, count):
         bits = sums["loss"] / sums["codes"] / math.log(2)
-        found = wave_vqvae.code_figures(q, sums["counts"], per_second)
+        found = quantization.summary(q, sums["counts"], per_second)
         uniform, empirical = found["uniform_bits_per_code"], found["empirical_bits_per_code"]
         sound, codes = sums["sound"] / sums["samples"] / math.log(2), sums["codes"] / sums["samples"]
         found |= {"loss": sums["loss"] / sums["codes"], "bits_per_code": bits, "bits_per_second": c * per_second * bits,

@@ -12,11 +12,10 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vae_jax import fronts
 from vae_jax.config import Config, UserError
-from vae_jax.dsp import mu_law, stft
+from vae_jax.dsp import augment, mu_law, stft
 from vae_jax.losses import discretized, quantization, spectral
 from vae_jax.models import wave_vqvae, wavenet
 from vae_jax.tasks import Move, Task, vqvae
@@ -49,6 +48,8 @@ class Model:
     residual: int = 64
     gate: int = 64
     skip: int = 256
+    secrecy: float = 0.0  # how hard the encoder works against a net that learns to tell the condition from codes
+    detune: float = 0.0  # semitones by which training plays sounds faster or slower to the encoder, so that codes cannot tell a voice by its pitch
     spectrum: float = 0.0  # weight of the spectrum that must be told from codes and voice alone, a squared error in units of 10 dB
     temperature: float = 1.0  # of the draws that make a sound of codes
 
@@ -63,6 +64,7 @@ def make(config: Config, spec) -> Task:
     dtype, q, hop, rate = jnp.dtype(config.dtype), vqvae.quantizer(m), 2**m.downs, spec.facts["rate"]
     encoder, context = wave_vqvae.Encoder(m.hidden, m.blocks, m.downs, q.dims, dtype), wave_vqvae.Context(m.hidden, dtype)
     net, teller = network(m, dtype), wave_vqvae.Spectrum(m.hidden, BANDS, dtype)
+    eavesdropper = wave_vqvae.Eavesdropper(len(labels), m.hidden, dtype)
     filters = stft.mel_filters(rate, WINDOW, BANDS, 0.0, rate / 2) if m.spectrum else None
 
     def analyse(batch):
@@ -73,9 +75,6 @@ def make(config: Config, spec) -> Task:
 
     def condition_of(batch):
         return jax.nn.one_hot(batch[m.condition], len(labels)) if m.condition else None
-
-    def codebook(params, variables):
-        return variables["quantizer"] if m.quantizer == "ema" else params["quantizer"]
 
     def real(batch, count, step):
         """bool [b, count]: steps of so many samples that begin before the sound ends."""
@@ -88,81 +87,96 @@ def make(config: Config, spec) -> Task:
         codes = real(batch, x.shape[1] // hop, hop)
         return x, encoder.apply(params["encoder"], discretized.unit(x, CLASSES)[..., None], codes), real(batch, x.shape[1], 1), codes
 
+    def detuned(params, batch, key):
+        """The encoder's z [b, n, dims] of sounds that it hears faster or slower, each position that which hears its sound."""
+        wave = analyse(batch)
+        x, ratio = augment.detune(key, wave, m.detune)
+        x = discretized.unit(mu_law.encode(jnp.pad(x, ((0, 0), (0, -x.shape[1] % hop), (0, 0))), CLASSES), CLASSES)
+        count, valid = x.shape[1] // hop, batch.get("valid", jnp.full(len(wave), wave.shape[1])) / ratio
+        z = encoder.apply(params["encoder"], x, spectral.in_sound(valid, count, hop)[..., 0])
+        places = jnp.int32((jnp.arange(wave.shape[1] // hop) + 0.5) / ratio[:, None]).clip(max=count - 1)
+        return jnp.take_along_axis(z, places[..., None], 1)
+
     def init(key, batch):
-        keys = jax.random.split(key, 5)
+        keys = jax.random.split(key, 6)
         z, tree, condition = jnp.zeros((1, 1, q.dims)), quantization.init(q, keys[1]), condition_of(batch)
         heard, told = encoder.init(keys[0], jnp.zeros((1, hop, 1)), jnp.ones((1, 1), bool)), context.init(keys[2], z)
         spoken = net.init(keys[3], jnp.zeros((1, hop), jnp.int32), None if condition is None else condition[:1], context.apply(told, z))
-        learned, moved = ({}, tree) if m.quantizer == "ema" else (tree, {})
+        learned, averaged = vqvae.apart(m, tree)
         decoder = {"context": told, "wavenet": spoken}
         if m.spectrum:
             decoder["spectrum"] = teller.init(keys[4], context.apply(told, z), None if condition is None else condition[:1])
-        return {"encoder": heard, "quantizer": learned, "decoder": decoder}, {"quantizer": moved}
+        if m.secrecy:
+            decoder["eavesdropper"] = eavesdropper.init(keys[5], z)
+        return {"encoder": heard, "quantizer": learned, "decoder": decoder}, {"quantizer": averaged}
 
     def nats(params, x_bt, told, condition):
         """[b, t]: -log p of each sample given those before it and the codes, of which `told` [b, n, hidden] is what `context` makes."""
         return -discretized.softmax_log_prob(net.apply(params["decoder"]["wavenet"], x_bt, condition, told), x_bt)
 
     def spectrum_error(params, x_bt, told, condition, codes):
-        """[b, n]: squared error of the spectrum in units of 10 dB, the mean over bands; levels are less the sound's mean, of which codes know nothing."""
+        """[b, n]: squared error of the spectrum in units of 10 dB, the mean over bands; levels are less the mean over the sound and its bands."""
         wave = jnp.pad(mu_law.decode(x_bt, CLASSES)[:, hop // 2:], ((0, 0), (0, hop // 2)))  # frames in the middle of what a code stands for
         levels = stft.to_db(stft.mel(stft.magnitude(stft.stft(wave, WINDOW, hop)[:, :-1]), filters), -200.0)
         levels = 0.1 * jnp.maximum(levels, jnp.max(levels, (1, 2), keepdims=True) - RANGE_DB)
         levels -= jnp.mean(levels, (1, 2), keepdims=True, where=codes[..., None])
         return jnp.mean(jnp.square(teller.apply(params["decoder"]["spectrum"], told, condition) - levels), -1)
 
+    def overheard(params, z_q, batch, codes):
+        """(cross-entropy that the eavesdropper lowers and, through a gradient `secrecy` times as long, the encoder raises; accuracy)"""
+        turned = jax.lax.stop_gradient((1 + m.secrecy) * z_q) - m.secrecy * z_q
+        logits = eavesdropper.apply(params["decoder"]["eavesdropper"], turned)
+        truth = jnp.broadcast_to(batch[m.condition][:, None], codes.shape)
+        mean = lambda values: jnp.sum(values, where=codes) / jnp.sum(codes)
+        return -mean(discretized.softmax_log_prob(logits, truth)), mean(jnp.argmax(logits, -1) == truth)
+
     def loss(params, variables, batch, key, step):
-        keys = jax.random.split(key)
         x, z, mask, codes = hear(params, batch)
-        # For the quantiser, positions behind the end say again what the real ones said: silence that nobody recorded moves no codebook
-        again = jnp.arange(z.shape[1]) % jnp.sum(codes, 1, keepdims=True)
-        heard = jnp.where(codes[..., None], z, jnp.take_along_axis(z, again[..., None], 1))
-        tree = quantization.start(q, codebook(params, variables), heard, keys[0])
-        z_q, indices, _ = quantization.quantise(q, tree, z)
-        indices = jnp.where(codes[..., None], indices, jnp.take_along_axis(indices, again[..., None], 1))
-        embedding, commitment = quantization.losses(q, tree, heard, indices)
-        moved, restarts = quantization.update(q, tree, heard, indices, keys[1])
+        keys = jax.random.split(key)
+        z = detuned(params, batch, keys[0]) if m.detune else z
+        z_q, tree, used = quantization.learn(q, vqvae.codebook(m, params, variables), z, keys[1], codes)
         told, condition = context.apply(params["decoder"]["context"], z_q), condition_of(batch)
         error = jnp.sum(nats(params, x, told, condition), where=mask) / jnp.sum(mask)
-        total = error + m.commitment * commitment + (embedding if m.quantizer == "loss" else 0.0)
-        found = {}
+        total, found = error + vqvae.codes_cost(m, used), {}
         if m.spectrum:
             found["spectrum"] = jnp.sum(spectrum_error(params, x, told, condition, codes), where=codes) / jnp.sum(codes)
             total += m.spectrum * found["spectrum"]
-        used = quantization.statistics(quantization.counts(q, indices))
-        found |= {"loss": total, "nats_per_sample": error, "embedding": embedding, "commitment": commitment, "restarts": jnp.sum(restarts),
-                 "perplexity": jnp.mean(used["perplexity"]), "usage": jnp.mean(used["usage"])}
-        return total, ({**variables, "quantizer": moved if m.quantizer == "ema" else variables["quantizer"]}, found)
+        if m.secrecy:
+            cost, found["overheard"] = overheard(params, z_q, batch, codes)
+            total += cost
+        return total, ({**variables, "quantizer": vqvae.apart(m, tree)[1]}, {"loss": total, "nats_per_sample": error} | used | found)
 
     def encode(params, variables, batch):
         """indices, and what they stand for: z [b, n, dims] as the encoder gives it."""
         z = hear(params, batch)[1]
-        return {"indices": quantization.quantise(q, codebook(params, variables), z)[1], "z": z}
+        return {"indices": quantization.quantise(q, vqvae.codebook(m, params, variables), z)[1], "z": z}
 
     def decode(params, variables, code, condition=None, key=None):
         """Drawn from the WaveNet: the same for the same key, key(0) where there is none."""
-        told = context.apply(params["decoder"]["context"], quantization.lookup(q, codebook(params, variables), code))
+        told = context.apply(params["decoder"]["context"], quantization.lookup(q, vqvae.codebook(m, params, variables), code))
         shape, key = (len(code), code.shape[1] * hop), jax.random.key(0) if key is None else key
         drawn = wavenet.generate(net, params["decoder"]["wavenet"], key, shape, condition if m.condition else None, told, m.temperature)
         return {"audio": mu_law.decode(drawn, CLASSES)[..., None]}
 
     def metrics(params, variables, batch, key):
         x, z, mask, codes = hear(params, batch)
-        indices = quantization.quantise(q, codebook(params, variables), z)[1]
-        told, condition = context.apply(params["decoder"]["context"], quantization.lookup(q, codebook(params, variables), indices)), condition_of(batch)
-        found = {"loss": jnp.sum(nats(params, x, told, condition), 1, where=mask), "samples": jnp.sum(mask, 1), "counts": code_counts(q, indices, codes)}
+        indices = quantization.quantise(q, vqvae.codebook(m, params, variables), z)[1]
+        z_q, condition = quantization.lookup(q, vqvae.codebook(m, params, variables), indices), condition_of(batch)
+        told = context.apply(params["decoder"]["context"], z_q)
+        found = {"loss": jnp.sum(nats(params, x, told, condition), 1, where=mask), "samples": jnp.sum(mask, 1),
+                 "counts": code_counts(q, indices, codes)}
         if m.spectrum:
             found |= {"spectrum": jnp.sum(spectrum_error(params, x, told, condition, codes), 1, where=codes), "positions": jnp.sum(codes, 1)}
         return found
 
     def summary(sums, squares, count):
         cost = sums["loss"] / sums["samples"]
-        found = {"loss": cost, "bits_per_sample": cost / math.log(2)} | code_figures(q, sums["counts"], rate / hop)
+        found = {"loss": cost, "bits_per_sample": cost / math.log(2)} | quantization.summary(q, sums["counts"], rate / hop)
         return found | ({"spectrum_rmse_db": 10 * math.sqrt(sums["spectrum"] / sums["positions"])} if m.spectrum else {})
 
     reach = wavenet.receptive_field(net)
     ms = {name: f"{1000 * n / rate:.3g} ms" for name, n in (("hop", hop), ("heard", wave_vqvae.receptive_field(encoder)), ("reach", reach))}
-    about = lambda: (f"a code stands for {ms['hop']} and hears {ms['heard']}, {bits_per_second(q, rate / hop):.4g} bits a second; "
+    about = lambda: (f"a code stands for {ms['hop']} and hears {ms['heard']}, {quantization.bits(q) * rate / hop:.4g} bits a second; "
                      f"the decoder looks back {ms['reach']}")
     samples = -(-spec.fields["audio"].shape[0] // hop) * hop
     front = fronts.Front("wave", (samples, 1), analyse, rate=rate, hop=hop)
@@ -170,25 +184,10 @@ def make(config: Config, spec) -> Task:
                 encode=encode, decode=decode, condition=condition_of if m.condition else None, front=front, about=about)
 
 
-def bits_per_second(q: quantization.Quantizer, codes_per_second: float) -> float:
-    """Of codes that are stored as they are."""
-    return q.groups * q.levels * codes_per_second * math.log2(q.codes)
-
-
 def code_counts(q: quantization.Quantizer, indices_bnc, real_bn):
     """How often each example has each code, [b, c, K], over its real positions."""
     c = indices_bnc.shape[-1]
     return jax.vmap(lambda i, real: jnp.zeros((c, q.codes)).at[jnp.arange(c), i].add(real[:, None]))(indices_bnc, real_bn)
-
-
-def code_figures(q: quantization.Quantizer, counts, codes_per_second: float) -> dict:
-    """Of how often a split has each code [c, K]: how many are in use, and what a code costs stored as it is, or told by these frequencies."""
-    used = jax.device_get(quantization.statistics(counts))
-    uniform, empirical = math.log2(q.codes), float(np.mean(np.log2(used["perplexity"])))
-    per_second = bits_per_second(q, codes_per_second)
-    return {"perplexity": np.mean(used["perplexity"]), "usage": np.mean(used["usage"]), "dead": np.sum(used["dead"]),
-            "uniform_bits_per_code": uniform, "empirical_bits_per_code": empirical,
-            "uniform_bits_per_second": per_second, "empirical_bits_per_second": per_second * empirical / uniform}
 
 
 def _check(config: Config, spec) -> tuple[str, ...]:
@@ -199,12 +198,17 @@ def _check(config: Config, spec) -> tuple[str, ...]:
     if spec.fields["audio"].shape[1] != 1:
         raise UserError(f"this VQ-VAE is for one channel, but {config.data.dir} has {spec.fields['audio'].shape[1]}: prepare it with --channels=1.")
     for name, least in {"hidden": 1, "blocks": 0, "downs": 1, "commitment": 0, "cycles": 1, "layers": 1, "residual": 1, "gate": 1, "skip": 1,
-                        "temperature": 0, "spectrum": 0}.items():
+                        "temperature": 0, "spectrum": 0, "detune": 0, "secrecy": 0}.items():
         if getattr(m, name) < least:
             raise UserError(f"config.model.{name}={getattr(m, name)} is too small: give at least {least}.")
     if crop % 2**m.downs:
         raise UserError(f"config.data.crop={crop} is no multiple of the {2**m.downs} samples that a code stands for (config.model.downs={m.downs}): "
                         f"take {max(1, round(crop / 2**m.downs)) * 2**m.downs}.")
+    if m.secrecy and not m.condition:
+        raise UserError(f"config.model.secrecy={m.secrecy} needs something that codes are to keep to themselves: set config.model.condition to label or "
+                        "speaker, or secrecy to 0.")
+    if m.detune > 12:
+        raise UserError(f"config.model.detune={m.detune} semitones are more than an octave: no voice is that much faster; give 4, say.")
     return classes(config, spec, "config.model.condition", m.condition)
 
 
