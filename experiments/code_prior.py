@@ -28,7 +28,7 @@ def get_config(variant: str = "mnist") -> Config:
     data = origin.data
     data.batch = 16 if variant == "photos" else 64
     return Config(
-        name=f"code-prior-{variant}", task="code_prior", model=code_prior.Model(autoencoder=origin.model, **{"condition": "label"} | settings), data=data,
-        optim=Optim(lr=1e-3, schedule="cosine", warmup_steps=200), eval=Eval(every=steps // 6, batch=100, examples=5_000),
+        name=f"code-prior-{variant}", task="code_prior", model=code_prior.Model(autoencoder=origin.model, **{"condition": "label"} | settings),
+        data=data, optim=Optim(lr=1e-3, schedule="cosine", warmup_steps=200), eval=Eval(every=steps // 6, batch=100, examples=5_000),
         run=Run(steps=steps, log_every=100, save_every=steps // 6), targets=targets,
     )

@@ -17,7 +17,8 @@ VARIANTS = {
     "speaker": (classifier.Model(channels=(32, 64, 64), sound=SPEECH, label="speaker"), Data(dir="datasets/fsdd", batch=64)),
     "genres": (classifier.Model(channels=(32, 64, 64)), Data(dir="datasets/genres", validation="validation", batch=64)),
     "voices": (classifier.Model(channels=(16, 32, 32), hidden=32), Data(dir="datasets/voices", crop=8192, batch=64)),
-    "bands": (classifier.Model(channels=(16, 32, 32), hidden=32, sound=fronts.Sound(n_fft=1024, hop=512)), Data(dir="datasets/bands", crop=22528, batch=64)),
+    "bands": (classifier.Model(channels=(16, 32, 32), hidden=32, sound=fronts.Sound(n_fft=1024, hop=512)),
+              Data(dir="datasets/bands", crop=22528, batch=64)),
 }
 STEPS = {"mnist": 3000, "cifar10": 3000, "fsdd": 1200, "speaker": 600, "genres": 800, "voices": 600, "bands": 600}
 

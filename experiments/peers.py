@@ -36,7 +36,8 @@ def get_config(variant: str = "mlp") -> Config:
     model, data = VARIANTS[variant]
     task = {rave.Model: "rave", vqvae.Model: "vqvae", wave_vqvae.Model: "wave_vqvae"}.get(type(model), "vae")
     return Config(name=f"peers-{variant}", task=task, model=model, data=data, optim=Optim(lr=1e-3),
-                  eval=Eval(every=500, roles=("test",), batch=data.batch if task == "rave" else 500), run=Run(steps=5000, log_every=100, save_every=5000))
+                  eval=Eval(every=500, roles=("test",), batch=data.batch if task == "rave" else 500),
+                  run=Run(steps=5000, log_every=100, save_every=5000))
 
 
 def write_npz(variant: str, path: str) -> None:

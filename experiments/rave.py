@@ -5,10 +5,10 @@
 
 Data: python -m data_prep.waveforms --source=FOLDER --out=datasets/recordings --rate=48000
 
-v1, v2, v2_small, raspberry, wasserstein, spherical and discrete have the sizes of the paper's network (arXiv:2111.05011) and of later public ones, with the
-losses, lengths and rates of the public code 2.x; the paper's distance is --config.model.distance=frobenius. Their KL weight of 0.1 without the half
-is 0.2 here, feature matching is weighed as it is written there. --config.model.causal is for live use: late by 361 samples and the block, where the
-others are by half a second.
+v1, v2, v2_small, raspberry, wasserstein, spherical and discrete have the sizes of the paper's network (arXiv:2111.05011) and of later public ones,
+with the losses, lengths and rates of the public code 2.x; the paper's distance is --config.model.distance=frobenius. Their KL weight of 0.1 without
+the half is 0.2 here, feature matching is weighed as it is written there. --config.model.causal is for live use: late by 361 samples and the block,
+where the others are by half a second.
 Stage 1 lasts config.model.representation_steps; its end stays in WORKDIR/end_representation. Whether stage 2 did good is told by two measures that no
 trained critic computes: eval/test/high_error_db (above 4 kHz), and judge/frechet of `evaluate --judge=runs/judge_voices` (experiments/judge.py).
 """

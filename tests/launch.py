@@ -35,7 +35,8 @@ def write_config(folder: pathlib.Path, data, steps: int = 400) -> str:
 
 def start(*args, devices: int = 1, cwd=ROOT) -> subprocess.Popen:
     env = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-m", "vae_jax", *map(str, args)], cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-m", "vae_jax", *map(str, args)], cwd=cwd, env=env, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def run(*args, devices: int = 1, timeout: float = 120, cwd=ROOT) -> subprocess.CompletedProcess:

@@ -65,7 +65,8 @@ def test_codes_of_the_prior_are_the_same_and_files_are_kept(setup, packed):
     np.testing.assert_array_equal(found["image"], packed["image"])
     np.testing.assert_array_equal(found["label"], np.arange(27) % 2)
     assert "not overwritten" in verb("compress", f"--workdir={folder / 'vq'}", f"--out={folder / 'vq.codes'}", wrong=True)
-    assert "other weights" in verb("decompress", f"--workdir={folder / 'vq'}", f"--codes={folder / 'prior.codes'}", f"--out={folder / 'x.npz'}", wrong=True)
+    assert "other weights" in verb("decompress", f"--workdir={folder / 'vq'}", f"--codes={folder / 'prior.codes'}",
+                                   f"--out={folder / 'x.npz'}", wrong=True)
 
 
 def both(name, *flags):
@@ -95,7 +96,8 @@ def test_a_prior_trains_on_codes_that_were_written(setup, packed):
     np.testing.assert_array_equal(rows["label"], np.arange(27) % 2)
     train = ["train", f"--config={folder / 'toy.py'}:code_prior", f"--config.data.dir={folder / 'codes'}", f"--config.start_from={players}"]
     verb(*train, f"--workdir={folder / 'written'}")
-    losses = [[line["eval/test/bits_per_code"] for line in launch.lines(folder / name) if "eval/test/bits_per_code" in line] for name in ("prior", "written")]
+    losses = [[line["eval/test/bits_per_code"] for line in launch.lines(folder / name) if "eval/test/bits_per_code" in line]
+              for name in ("prior", "written")]
     assert losses[0] and losses[0] == pytest.approx(losses[1], rel=1e-4)  # the same codes in the same order
     for name in ("report", "reconstruct"):
         assert "codes alone" in verb(name, f"--workdir={folder / 'written'}", wrong=True)
@@ -112,5 +114,6 @@ def test_pages_and_samples(setup):
     assert made["mean"].shape == (6, 16, 16, 1) and made["codes"].shape == (6, 4, 4, 1)
     verb("evaluate", f"--workdir={folder / 'vq'}", "--measure=repair:2")
     results = json.loads((folder / "vq" / "evaluation.json").read_text())["results"]
-    assert results["eval/test/uniform_bits_per_code"] == pytest.approx(np.log2(12)) and results["eval/test/noise/spoilt_mse"] == pytest.approx(0.03, rel=0.3)
+    assert results["eval/test/uniform_bits_per_code"] == pytest.approx(np.log2(12))
+    assert results["eval/test/noise/spoilt_mse"] == pytest.approx(0.03, rel=0.3)
     assert results["eval/test/model_mse"] == pytest.approx(results["eval/test/mse"], rel=1e-4)

@@ -34,8 +34,8 @@ def test_a_table_by_setting_with_seeds_averaged(tmp_path):
 
 def test_a_loss_has_the_name_of_what_it_is(tmp_path):
     """Of runs of two tasks it is just the loss."""
-    figures = [{"eval/test/loss": 6.4, "eval/test/distance_ratio": 0.5, "eval/test/kl": 17.0}, {"eval/test/loss": 7.2, "eval/test/distance_ratio": 0.6},
-               {"eval/test/loss": 90.0}]
+    figures = [{"eval/test/loss": 6.4, "eval/test/distance_ratio": 0.5, "eval/test/kl": 17.0},
+               {"eval/test/loss": 7.2, "eval/test/distance_ratio": 0.6}, {"eval/test/loss": 90.0}]
     tasks = [{"task": "rave", "model": rave.Model(latent=d)} for d in (64, 128)] + [{}]
     runs = [run_of(tmp_path / f"run{i}", 0, 0.1, f, **task) for i, (f, task) in enumerate(zip(figures, tasks))]
     for given, columns in ((runs[:2], {"spectral distance": "6.4", "distance ratio": "0.5"}), (runs[1:], {"loss": "7.2"})):

@@ -61,8 +61,8 @@ def shrunken(path, variant, folders):
     config.run = dataclasses.replace(config.run, steps=2, log_every=1, save_every=2, devices=1)
     if config.task == "rave":
         config.data.crop = 768
-        config.model = dataclasses.replace(config.model, capacity=2, critic_capacity=2, ratios=(2, 2), windows=(64, 32), high_hz=1000.0, noise_ratios=(2, 2),
-                                           representation_steps=1, critic_periods=config.model.critic_periods[:1])
+        config.model = dataclasses.replace(config.model, capacity=2, critic_capacity=2, ratios=(2, 2), windows=(64, 32), high_hz=1000.0,
+                                           noise_ratios=(2, 2), representation_steps=1, critic_periods=config.model.critic_periods[:1])
         config.model.augment.allpass_high_hz = 1000.0
     if config.task == "wave_vqvae":
         config.data.crop = 256

@@ -146,7 +146,8 @@ def test_the_losses_of_stage_2_weigh_each_term_once_and_use_the_encoder_s_own_st
 
 
 @pytest.mark.parametrize("changes", [dict(), dict(version=2, snake=True, critic_periods=(2, 3), matching="relative", adversarial="least_squares"),
-                                     dict(latents="wasserstein", extra=2, causal=True, distance="frobenius"), dict(latents="spherical", bands=1, causal=True)])
+                                     dict(latents="wasserstein", extra=2, causal=True, distance="frobenius"),
+                                     dict(latents="spherical", bands=1, causal=True)])
 def test_each_move_changes_its_own_players_alone(changes):
     c = config(**changes)
     task = tasks.get(c, spec(2))
@@ -262,11 +263,11 @@ def test_a_later_stage_that_does_not_fit_fails_before_the_first_step(folder, tmp
 
 @pytest.mark.parametrize("field,value,words", [
     ("version", 3, "not one of 1, 2"), ("latents", "vq", "spherical"), ("ratios", (4, 4, 4, 4, 4), "one to four"), ("ratios", (1, 2), "one to four"),
-    ("noise_ratios", (3,), "multiple"), ("amplitudes", 1, "at least 2"), ("distance", "paper", "frobenius"), ("windows", (4096,), "config.data.crop=512"),
-    ("beta_steps", 10, "beta_from"), ("critic_every", 1, "at least 2"), ("capacity", 0, "at least 1"), ("windows", (), "at least one"),
-    ("windows", (66, 32), "multiple of 4"), ("critic_scales", 0, "needs a critic"), ("critic_periods", (0,), "each at least 2"),
-    ("noise_ratios", (), "at least one"), ("noise_hidden", 0, "at least 1"), ("extra", -1, "at least 0"), ("matching_weight", -1.0, "at least 0"),
-    ("beta", math.nan, "at least 0")])
+    ("noise_ratios", (3,), "multiple"), ("amplitudes", 1, "at least 2"), ("distance", "paper", "frobenius"),
+    ("windows", (4096,), "config.data.crop=512"), ("beta_steps", 10, "beta_from"), ("critic_every", 1, "at least 2"), ("capacity", 0, "at least 1"),
+    ("windows", (), "at least one"), ("windows", (66, 32), "multiple of 4"), ("critic_scales", 0, "needs a critic"),
+    ("critic_periods", (0,), "each at least 2"), ("noise_ratios", (), "at least one"), ("noise_hidden", 0, "at least 1"), ("extra", -1, "at least 0"),
+    ("matching_weight", -1.0, "at least 0"), ("beta", math.nan, "at least 0")])
 def test_settings_that_do_not_fit(field, value, words):
     with pytest.raises(UserError, match=words):
         tasks.get(config(**{field: value}), spec())

@@ -118,7 +118,7 @@ def test_a_longer_run_goes_on(setup):
 def test_a_value_that_is_not_finite_stops_the_run_and_is_never_saved(setup, lr, sentence):
     folder, config = setup
     workdir = folder / f"nan{lr}"
-    # 1e18 goes wrong a few steps in, 1e39 in the first update, whose metrics are finite. Every step is to be saved, and the log looks only at step 50.
+    # 1e18 goes wrong a few steps in, 1e39 in the first update, whose metrics are finite. Every step is to be saved; the log looks only at step 50.
     found = launch.run("train", f"--config={config}", f"--workdir={workdir}", f"--config.optim.lr={lr}", "--config.optim.clip=0.0",
                        "--config.run.save_every=1", "--config.run.log_every=50")
     assert found.returncode == 2 and "were not finite" in found.stderr and "Traceback" not in found.stderr

@@ -102,7 +102,8 @@ def test_clipping_is_by_the_global_norm():
 def test_learning_rate_on_host_and_device_agree_with_optax(optim):
     reference = {
         "constant": lambda: optax.constant_schedule(0.3), "cosine": lambda: optax.cosine_decay_schedule(0.3, 30),
-        "exponential": lambda: optax.exponential_decay(0.3, 20, 0.5), "linear": lambda: optax.linear_schedule(0.3, 0.06, 20), "step": lambda: optax.piecewise_constant_schedule(0.3, {5: 0.1, 12: 0.1})}
+        "exponential": lambda: optax.exponential_decay(0.3, 20, 0.5), "linear": lambda: optax.linear_schedule(0.3, 0.06, 20),
+        "step": lambda: optax.piecewise_constant_schedule(0.3, {5: 0.1, 12: 0.1})}
     for step in (0, 4, 5, 6, 12, 13, 39, 60):
         device = float(jax.jit(lambda s: optims.learning_rate(optim, 40, s))(step))
         assert device == pytest.approx(float(optims.learning_rate(optim, 40, step, np)), rel=1e-5)

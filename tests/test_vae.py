@@ -18,7 +18,8 @@ VARIANTS = {
     "dense": {}, "conv": dict(family="conv", hidden=(4, 8), shortcut=True), "lstm": dict(family="lstm", hidden=(8,)),
     "rows": dict(family="lstm", hidden=(8,), autoregressive=True), "label": dict(condition="label"), "gated": dict(activation="gated", binarize=True),
     "full": dict(prior="mixture", covariance="full", anneal_steps=5), "vamp": dict(prior="vamp", components=3), "sigma": dict(likelihood="gaussian"),
-    "logistic": dict(likelihood="logistic_mixture", mixtures=2), "continuous": dict(likelihood="continuous_bernoulli"), "plain": dict(variational=False),
+    "logistic": dict(likelihood="logistic_mixture", mixtures=2), "continuous": dict(likelihood="continuous_bernoulli"),
+    "plain": dict(variational=False),
 }
 
 
@@ -79,7 +80,8 @@ def test_a_variant_learns_and_keeps_its_contracts(trained, batch, name):
 def test_importance_weighted_bound_is_above_the_elbo_and_tightens(trained, batch, name):
     task, params, _ = trained[name]
     nll = jax.jit(task.measures["nll"], static_argnums=4)
-    one, few, many = (np.mean([nll(params, {}, batch, jax.random.key(k), s)["nll"].mean() for k in range(n)]) for s, n in ((1, 40), (4, 10), (400, 1)))
+    one, few, many = (np.mean([nll(params, {}, batch, jax.random.key(k), s)["nll"].mean() for k in range(n)])
+                      for s, n in ((1, 40), (4, 10), (400, 1)))
     assert many <= few + 0.05 <= one + 0.3 and many < one
 
 
@@ -230,7 +232,8 @@ def test_start_from_freezes_nothing_it_should_not_and_checks_shapes(folder, tmp_
     wrong.start_from = f"decoder={tmp_path / 'first'}"
     with pytest.raises(UserError, match="same config.model"):
         train.train(wrong, str(tmp_path / "third"))
-    for text, sentence in [(f"critic={tmp_path / 'first'}", "players are"), ("decoder", "should be PLAYER=RUN"), ("decoder=nowhere", "not a run folder")]:
+    for text, sentence in [(f"critic={tmp_path / 'first'}", "players are"), ("decoder", "should be PLAYER=RUN"),
+                           ("decoder=nowhere", "not a run folder")]:
         wrong = config()
         wrong.start_from = text
         with pytest.raises(UserError, match=sentence):

@@ -126,8 +126,9 @@ def test_bench_prints_its_figures(setup):
 
 def test_reproduce_writes_its_row_and_says_what_was_not_met(setup):
     folder, config = setup
-    text = open(config).read().replace('name="toy"', 'name="toy-row", measures={"nll": 20}, targets=(Target("eval/test/nll", 0.0, "<=", source="nobody"), '
-                                       'Target("eval/test/loss", 1e6, "<=", source="anybody"), Target("eval/test/beauty", 1.0, ">=", source="none"))')
+    text = open(config).read().replace('name="toy"', 'name="toy-row", measures={"nll": 20}, targets=('
+                                       'Target("eval/test/nll", 0.0, "<=", source="nobody"), Target("eval/test/loss", 1e6, "<=", source="anybody"), '
+                                       'Target("eval/test/beauty", 1.0, ">=", source="none"))')
     path = folder / "targets.py"
     path.write_text(text.replace("Optim, Run", "Optim, Run, Target"))
     out = verb("reproduce", f"--config={path}", f"--workdir={folder / 'row'}", cwd=folder)
@@ -149,8 +150,8 @@ def test_verify_says_where_a_data_set_is_damaged(setup):
 
 def test_bench_times_griffin_lim_beside_librosas(setup, tmp_path):
     toys.sounds(tmp_path / "tones")
-    sounds = ("--config=experiments/genres.py", f"--config.data.dir={tmp_path / 'tones'}", "--config.run.compile_cache=", "--config.model.sound.n_fft=64",
-              "--config.model.sound.hop=32", "--config.model.sound.iterations=10")
+    sounds = ("--config=experiments/genres.py", f"--config.data.dir={tmp_path / 'tones'}", "--config.run.compile_cache=",
+              "--config.model.sound.n_fft=64", "--config.model.sound.hop=32", "--config.model.sound.iterations=10")
     found = json.loads(verb("bench", *sounds, "--griffin_lim=12"))
     assert found["clips"] == 12 and found["seconds"] == 12 * toys.SAMPLES / toys.RATE and found["iterations"] == 10 and found["device"] == "cpu"
     assert min(found["ours_s"], found["librosa_s"], found["ratio"], found["compile_s"]) > 0

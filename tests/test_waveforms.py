@@ -168,7 +168,8 @@ def test_vctk(tmp_path):
 
 def test_what_is_left_out_is_in_the_manifest_with_its_reason(tree, tmp_path):
     bad = {"one.wav": (noise(0, 1)[:1], "shorter than 0.01 s"), "none.wav": (noise(0, 0), "holds no samples"),
-           "six.wav": (noise(0, 1, 6), "6 channels"), "nan.wav": (np.array([0.1, np.nan] * 4000, np.float32), "not finite"), "silence.wav": (np.zeros(8000, np.int16), "silent: below -80 dB")}
+           "six.wav": (noise(0, 1, 6), "6 channels"), "nan.wav": (np.array([0.1, np.nan] * 4000, np.float32), "not finite"),
+           "silence.wav": (np.zeros(8000, np.int16), "silent: below -80 dB")}
     for name, (x, _) in bad.items():
         write(tree / "a" / name, x, subtype="FLOAT" if name == "nan.wav" else "PCM_16")
     (tree / "a" / "cut.wav").write_bytes((tree / "a" / "00.wav").read_bytes()[:200])

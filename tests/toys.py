@@ -37,7 +37,8 @@ def two_players(gate=None, every: int = 3) -> Task:
 
 
 def config(**optim) -> Config:
-    return Config(seed=3, optim=Optim(**{"lr": 0.1, "decay_steps": 100, **optim}), data=Data(dir="unused", batch=8), eval=Eval(batch=8), run=Run(steps=100))
+    return Config(seed=3, optim=Optim(**{"lr": 0.1, "decay_steps": 100, **optim}),
+                  data=Data(dir="unused", batch=8), eval=Eval(batch=8), run=Run(steps=100))
 
 
 def batch(seed: int = 0, n: int = 8) -> dict:

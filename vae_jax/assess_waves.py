@@ -64,16 +64,16 @@ def mean_spectra(run, source, interrupted=lambda: False, examples: int = 0) -> d
 
 def judged(run, judge: str, sources: dict, interrupted=lambda: False) -> dict | None:
     """Frechet distance, squared, of a classifier's features of what the model makes of held-out sounds from those of the sounds themselves, in pieces
-    as long as the classifier's examples, those that begin before a recording ends; beside it that of training sounds from held-out ones, which no model
-    need go below; the classifier's own held-out accuracy, and how often its verdict on a piece stays the same. None if interrupted. Raises UserError
-    for a judge that cannot hear it."""
+    as long as the classifier's examples, those that begin before a recording ends; beside it that of training sounds from held-out ones, which no
+    model need go below; the classifier's own held-out accuracy, and how often its verdict on a piece stays the same. None if interrupted. Raises
+    UserError for a judge that cannot hear it."""
     other, role = session.open_run(judge), next((r for r in ("test", "validation") if r in sources), None)
     if other.config.task != "classifier" or other.task.front.kind != "audio" or not other.config.data.test:
         raise UserError(f"{judge} is no judge of sounds with a test split of its own: train experiments/judge.py:voices, say.")
     samples, crop = other.spec.fields["audio"].shape[0], run.task.front.shape[0]
     if role is None or other.spec.facts["rate"] != run.task.front.rate or samples > crop - run.task.front.delay:
-        raise UserError(f"{judge} judges {samples} samples at {other.spec.facts['rate']} Hz; this run must have a held-out split and crops of at least "
-                        f"as many at that rate, but has {crop} at {run.task.front.rate} Hz.")
+        raise UserError(f"{judge} judges {samples} samples at {other.spec.facts['rate']} Hz; this run must have a held-out split and crops of at "
+                        f"least as many at that rate, but has {crop} at {run.task.front.rate} Hz.")
 
     def hear(params, variables, batch):
         x, late = run.task.front.analyse(batch), run.task.front.delay

@@ -1,8 +1,8 @@
 """A file of the codes of many pictures: packed by a `vqvae` run, range-coded by the prior of a `code_prior` run, and back to the same codes.
 
 A file is MAGIC, SHA-256 of all that follows (its first DIGEST bytes), the length of the header (uint32, big-endian), the header (JSON), labels where
-the model is conditional (packed), codes. Codes of the prior come back only where its probabilities are the very same numbers: so both sides run the same
-compiled step on the same number of maps, the header names model and machine, and a checksum of the codes says in the end whether all went well.
+the model is conditional (packed), codes. Codes of the prior come back only where its probabilities are the very same numbers: so both sides run the
+same compiled step on the same number of maps, the header names model and machine, and a checksum of the codes says in the end whether all went well.
 """
 
 import functools
@@ -71,11 +71,11 @@ def read(run, data: bytes, origin: str) -> Codes:
     header, data = json.loads(data[start + 4:start + 4 + size]), data[start + 4 + size:]
     n, shape, whole, machine = header["count"], header["shape"], math.prod(header["shape"]), header.get("machine")
     if header["model"] != mark(run):
-        raise UserError(f"{origin} was written with other weights than those of {run.workdir} at step {run.step}: its codes would mean something else. Give "
-                        "the run, and with --checkpoint the step, that compressed it.")
+        raise UserError(f"{origin} was written with other weights than those of {run.workdir} at step {run.step}: its codes would mean something "
+                        "else. Give the run, and with --checkpoint the step, that compressed it.")
     if machine not in (None, _machine()):
-        raise UserError(f"{origin} was written on another kind of machine ({machine}; this is {_machine()}), where the prior's probabilities differ in their "
-                        "last bits: decompress it there, or compress with the vqvae run, whose files are packed and open anywhere.")
+        raise UserError(f"{origin} was written on another kind of machine ({machine}; this is {_machine()}), where the prior's probabilities differ "
+                        "in their last bits: decompress it there, or compress with the vqvae run, whose files are packed and open anywhere.")
     bits = coding.bits_of(labels) if run.task.condition else 0
     label, body = coding.unpack(data, bits, n) if bits else None, data[-(-n * bits // 8):]
     try:
@@ -87,8 +87,9 @@ def read(run, data: bytes, origin: str) -> Codes:
     except ValueError:  # of the decoder, which lost its way
         codes = None
     if codes is None or _checksum(codes) != header["checksum"]:
-        raise UserError(f"{origin} is whole, but here the prior's probabilities differ in their last bits from those it was written with, as they may between "
-                        "processors of one kind: decompress it on the machine that wrote it, or compress with the vqvae run, whose files open anywhere.")
+        raise UserError(f"{origin} is whole, but here the prior's probabilities differ in their last bits from those it was written with, as they "
+                        "may between processors of one kind: decompress it on the machine that wrote it, or "
+                        "compress with the vqvae run, whose files open anywhere.")
     return codes
 
 
@@ -130,7 +131,7 @@ def settings(run):
     """The quantiser of a run, and its number of classes."""
     players(run)
     labels = run.spec.fields["label"].labels if "label" in run.spec.fields else ()
-    return vqvae.quantizer(run.config.model if run.config.task == "vqvae" else run.config.model.autoencoder), len(labels)
+    return vqvae.quantizer(getattr(run.config.model, "autoencoder", run.config.model)), len(labels)
 
 
 def mark(run) -> str:

@@ -43,7 +43,7 @@ class Optim:
     clip: float = 0.0  # global gradient norm over the players that share these settings; 0 = off
     schedule: str = "constant"  # constant, cosine, step, exponential, linear
     warmup_steps: int = 0  # linear from 0
-    decay_steps: int = 0  # length of cosine, and of linear from lr to factor times lr; steps per factor of exponential; 0 = run.steps of the first launch
+    decay_steps: int = 0  # length of cosine, and of linear from lr to factor * lr; steps per factor of exponential; 0 = run.steps of the first launch
     boundaries: tuple[int, ...] = ()  # steps at which `step` multiplies by `factor`
     factor: float = 0.1
     accumulate: int = 1  # micro-batches a step

@@ -47,8 +47,8 @@ def check(kinds, height: int, width: int) -> None:
         if kind not in KINDS:
             raise UserError(f"corruption {kind!r} is not known; choose among {', '.join(KINDS)}.")
     if "low_resolution" in kinds and (height % FACTOR or width % FACTOR):
-        raise UserError(f"corruption 'low_resolution' needs sides that are multiples of {FACTOR}, and pictures are {height} x {width}: leave it out, or "
-                        "prepare the data with another --size.")
+        raise UserError(f"corruption 'low_resolution' needs sides that are multiples of {FACTOR}, and pictures are {height} x {width}: leave it out, "
+                        "or prepare the data with another --size.")
 
 
 def corrupt(key, x, kinds: tuple[str, ...]):

@@ -43,7 +43,8 @@ class Spec:
         try:
             fields = {name: Field(tuple(f["shape"]), f["dtype"], tuple(f["labels"])) for name, f in values["fields"].items()}
             check_fields(fields)
-            return Spec(str(values["name"]), fields, {k: int(v) for k, v in values["splits"].items()}, str(values["digest"]), dict(values.get("facts", {})))
+            return Spec(str(values["name"]), fields, {k: int(v) for k, v in values["splits"].items()}, str(values["digest"]),
+                        dict(values.get("facts", {})))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"The stored description of the data set is damaged ({type(error).__name__}: {error}).") from None
 

@@ -33,8 +33,8 @@ class Through(NamedTuple):
     errors(wave, made [t, c], in time with it) -> {as `spectral.of_clips` names them: [k]}, of stretches as long as the model's crops, without a last
     one that is shorter.
 
-    All of them give None if interrupted. frames(samples) -> how many are needed. hop: samples a frame; latent: numbers a frame; encoder: a number that
-    tells this run's from others, and so what latents mean (stage 2 leaves it as it is).
+    All of them give None if interrupted. frames(samples) -> how many are needed. hop: samples a frame; latent: numbers a frame; encoder: a number
+    that tells this run's from others, and so what latents mean (stage 2 leaves it as it is).
     """
 
     encode: Callable

@@ -63,7 +63,7 @@ def build(task, params, variables, splits: dict, history: list[dict], info: dict
     frames: {step: codes [n, d] of the first n held-out pictures} at several checkpoints, for an animation.
     Without labels, logvar, `task.sample` or a history, what needs them is left out.
     """
-    role, names = next(r for r in ("test", "validation", "train") if r in splits), names or {}
+    role, names = held_out(splits), names or {}
     front = task.front if task.front is not None and task.front.kind == "audio" else None
     shape = front.shape if front else splits["train"]["image"].shape[1:]
     rows, examples = max(16, min(500, 2**20 // math.prod(shape))), min(examples, capacity(shape, 4)[1])
@@ -106,13 +106,43 @@ def build(task, params, variables, splits: dict, history: list[dict], info: dict
         audio=audio, mixture=mixture,
     )
     latent = train.mean.shape[1]
-    facts = [(str(k), str(v)) for k, v in info.items() if k not in ("name", "command")]
-    facts.append(("measured on", f"{len(train.image):,} of {len(run.pictures):,} training {run.noun}s, "
-                                 f"{len(held.image):,} of {len(next(iter(splits[role].values()))):,} held-out ones ({role})"))
+    measured = (f"{len(train.image):,} of {len(run.pictures):,} training {run.noun}s, "
+                f"{len(held.image):,} of {len(next(iter(splits[role].values()))):,} held-out ones ({role})")
     size = " × ".join(str(s) for s in (shape[:2] if audio else shape))
     subtitle = f"{run.noun.capitalize()}s of {size} through a code of {latent} number{'s' * (latent > 1)}."
-    drawn = [section for section in (draw(run) for draw in SECTIONS) if section]
-    return Report(str(info["name"]), subtitle, facts, str(info["command"]), _table(run), drawn, run.files)
+    return drawn(info, subtitle, measured, _table(run), SECTIONS, run)
+
+
+def drawn(info: dict, subtitle: str, measured: str, table: html.Table, sections, run, *facts: tuple[str, str]) -> Report:
+    """The report of whatever `run` the functions `sections` draw; they put their pictures and sounds into its `files`, or give None."""
+    found = [section for section in (draw(run) for draw in sections) if section]
+    head = [(str(k), str(v)) for k, v in info.items() if k not in ("name", "command")] + [("measured on", measured), *facts]
+    return Report(str(info["name"]), subtitle, head, str(info["command"]), table, found, run.files)
+
+
+def held_out(splits: dict) -> str:
+    """The role whose figures stand first."""
+    return next(role for role in ("test", "validation", "train") if role in splits)
+
+
+def measured(sources: dict, most: int, noun: str) -> str:
+    return ", ".join(f"{min(most, len(source)):,} of {len(source):,} {noun} ({role})" for role, source in sources.items())
+
+
+def compared(titles, found: dict, role: str) -> html.Table:
+    """Figures of evaluation, held-out and of training, of `titles` (name, title, note) those that were found; beside one its standard error."""
+
+    def value(side, name):
+        figure, error = found[f"eval/{side}/{name}"], found.get(f"eval/{side}/{name}_error")
+        return int(figure) if name == "active_units" else figure if error is None else (figure, error)
+
+    sides = list(dict.fromkeys((role, "train")))
+    rows = tuple((title, *(value(side, name) for side in sides), note) for name, title, note in titles if f"eval/{role}/{name}" in found)
+    return html.Table(_head(role), rows)
+
+
+def _head(role: str) -> tuple[str, ...]:
+    return ("", *[f"held-out ({role})"] * (role != "train"), "training", "")
 
 
 def _audio(front, key, rows) -> sections.Audio:
@@ -165,8 +195,7 @@ def _table(run) -> html.Table:
     if run.train.information is not None:
         most = " and ".join(dict.fromkeys(f"{math.log(len(side.mean)):.2f}" for side in sides))
         rows.append(("information", *(side.information for side in sides), f"I(x; z) in nats, an estimate that cannot exceed log n = {most}"))
-    head = ("", f"held-out ({run.role})", "training", "") if len(sides) == 2 else ("", "training", "")
-    return html.Table(head, tuple(rows))
+    return html.Table(_head(run.role), tuple(rows))
 
 
 def write(workdir, report: Report) -> str:

@@ -10,7 +10,7 @@ from vae_jax import corruptions, evaluate, report, tasks
 from vae_jax import data as datas
 from vae_jax.latents import pca
 from vae_jax.losses import quantization
-from vae_jax.media import html, index_sections
+from vae_jax.media import index_sections
 from vae_jax.tasks import vqvae
 
 MEASURED, SHOWN, CLASSES, EACH = 2_000, 20, 10, 10  # pictures of each split, evenly spaced; on a sheet; classes, and samples of each
@@ -33,9 +33,8 @@ def build(run, sources: dict, history: list[dict], info: dict) -> report.Report:
 
     history: the lines of metrics.jsonl. info: `name`, `command`, then facts for the page's head.
     """
-    role = next(r for r in ("test", "validation", "train") if r in sources)
-    prior = run.config.task == "code_prior"
-    model = run.config.model.autoencoder if prior else run.config.model
+    role, prior = report.held_out(sources), run.task.sample is not None
+    model = getattr(run.config.model, "autoencoder", run.config.model)
     found, q = evaluate.splits(run, sources, examples=MEASURED), vqvae.quantizer(model)
     book = run.variables["quantizer"] or run.params["quantizer"]
 
@@ -54,23 +53,13 @@ def build(run, sources: dict, history: list[dict], info: dict) -> report.Report:
         counts=np.asarray(quantization.counts(q, rows["indices"])), colours=_colours(q, book, rows["indices"][:SHOWN]),
         samples=_samples(run, names) if prior else None, completed=_completed(run, rows) if prior else None,
         repaired=_repaired(run, model, sources[role]) if model.corruptions and not prior else None)
-    sides = [role] + ["train"] * (role != "train")
-    table = [(title, *(_value(found, side, name) for side in sides), note) for name, title, note in ROWS if f"eval/{role}/{name}" in found]
-    head = ("", *(f"held-out ({side})" if side != "train" else "training" for side in sides), "")
-    facts = [(str(k), str(v)) for k, v in info.items() if k not in ("name", "command")]
-    facts.append(("measured on", ", ".join(f"{min(MEASURED, len(s)):,} of {len(s):,} pictures ({side})" for side, s in sources.items())))
     shape, grid = run.task.front.shape, rows["indices"].shape[1:]
     bits = math.prod(grid) * math.log2(q.codes)
     size = lambda sides: " × ".join(map(str, sides))
     subtitle = (f"Pictures of {size(shape)} through {size(grid)} codes of {q.codes} each: {8 * math.prod(shape):,} bits to {bits:,.0f}, a ratio of "
                 f"{8 * math.prod(shape) / bits:.2f}.")
-    drawn = [section for section in (draw(codes) for draw in index_sections.SECTIONS) if section]
-    return report.Report(str(info["name"]), subtitle, facts, str(info["command"]), html.Table(head, tuple(table)), drawn, codes.files)
-
-
-def _value(found, role, name):
-    value = found[f"eval/{role}/{name}"]
-    return (value, found[f"eval/{role}/loss_error"]) if name == "loss" and f"eval/{role}/loss_error" in found else value
+    measured = report.measured(sources, MEASURED, "pictures")
+    return report.drawn(info, subtitle, measured, report.compared(ROWS, found, role), index_sections.SECTIONS, codes)
 
 
 def _colours(q, book, indices):

@@ -42,23 +42,18 @@ def build(run, sources: dict, history: list[dict], info: dict) -> report.Report:
 
     history: the lines of metrics.jsonl. info: `name`, `command`, then facts for the page's head.
     """
-    role = next(r for r in ("test", "validation", "train") if r in sources)
+    role = report.held_out(sources)
     found = evaluate.splits(run, sources, examples=MEASURED)
     field = assess_codes.voice(run)
     voices = run.spec.fields[field].labels if field else ()
     copies, lengths, names = _copies(run, role, field, voices)
     spoken = Spoken(role, run.task.front.rate, voices, copies, lengths, names, assess_codes.figures(run, sources),
                     _samples(run) if run.task.sample else None, history, {})
-    sides = [role] + ["train"] * (role != "train")
-    rows = [(title, *(found[f"eval/{side}/{name}"] for side in sides), note) for name, title, note in ROWS if f"eval/{role}/{name}" in found]
-    head = ("", *(f"held-out ({side})" if side != "train" else "training" for side in sides), "")
-    facts = [(str(k), str(v)) for k, v in info.items() if k not in ("name", "command")]
-    facts.append(("measured on", ", ".join(f"{min(MEASURED, len(s)):,} of {len(s):,} sounds ({side})" for side, s in sources.items())))
     front = run.task.front
     subtitle = (f"Sound at {front.rate:,} Hz through one position of codes for {front.hop} samples: "
                 f"{found[f'eval/{role}/uniform_bits_per_second']:,.0f} bits a second, of {16 * front.rate:,} in 16 bits.")
-    drawn = [section for section in (draw(spoken) for draw in (listening, codes, samples, curves)) if section]
-    return report.Report(str(info["name"]), subtitle, facts, str(info["command"]), html.Table(head, tuple(rows)), drawn, spoken.files)
+    measured, sections = report.measured(sources, MEASURED, "sounds"), (listening, codes, samples, curves)
+    return report.drawn(info, subtitle, measured, report.compared(ROWS, found, role), sections, spoken)
 
 
 def _copies(run, role, field, voices):
@@ -115,8 +110,8 @@ def codes(run):
         return None
     rows = [(name, found[f"probe_{name}_codes"], found[f"probe_{name}_z"], found[f"probe_{name}_majority"], found[f"information_{name}"],
              found[f"information_{name}_by_chance"], "") for name in fields]
-    text = ("How well a linear probe names class and speaker of a held-out sound by its codes, and by what the encoder gave before they were codes; beside it "
-            "the commonest class. Then the bits that one code tells, beyond what it seems to tell where classes are dealt out anew.")
+    text = ("How well a linear probe names class and speaker of a held-out sound by its codes, and by what the encoder gave before they were codes; "
+            "beside it the commonest class. Then the bits that one code tells, beyond what it seems to tell where classes are dealt out anew.")
     head = ("", "by codes", "by the encoder", "by chance", "bits a code", "of chance", "")
     return html.Section("codes", "What codes tell", text, table=html.Table(head, tuple(rows)))
 

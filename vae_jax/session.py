@@ -75,18 +75,19 @@ def folder(workdir: str) -> epath.Path:
 
 
 def write_json(path: epath.Path, value) -> None:
-    """Writes a small JSON file whole or not at all."""
-    _write(path, json.dumps(value, indent=1).encode())
+    """Writes a small JSON file, as `write_bytes` does."""
+    write_bytes(path, json.dumps(value, indent=1).encode())
 
 
 def write_npz(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays compressed, whole or not at all, on any file system."""
+    """Writes arrays compressed, as `write_bytes` does."""
     data = io.BytesIO()
     np.savez_compressed(data, **arrays)
-    _write(path, data.getvalue())
+    write_bytes(path, data.getvalue())
 
 
-def _write(path, data: bytes):
+def write_bytes(path, data: bytes) -> None:
+    """Writes a file whole or not at all, on any file system."""
     partial = path.parent / f"{path.name}.partial"
     partial.write_bytes(data)
     partial.replace(path)
@@ -187,8 +188,8 @@ def start_from(state: updates.TrainState, config: Config, spec: records.Spec, wo
         if found := _differs(ours[0], theirs[0]) or _differs(ours[1], theirs[1]):
             raise UserError(f"config.start_from: of {player} in {origin}, {found}; use the same config.model.")
         if spec.facts.get("players", {}).get(player, digest(*theirs)) != digest(*theirs):
-            raise UserError(f"config.start_from: {config.data.dir} was made with other weights of {player} than those of {origin} at step {other.step}: make "
-                            "the data set again with that run, or start from the one that made it.")
+            raise UserError(f"config.start_from: {config.data.dir} was made with other weights of {player} than those of {origin} at step "
+                            f"{other.step}: make the data set again with that run, or start from the one that made it.")
         params[player] = _copy(theirs[0], mesh)
         if player in ema:
             ema[player] = _copy(theirs[0], mesh)
@@ -214,4 +215,5 @@ def _copy(tree, mesh):
 def _differs(ours, theirs) -> str:
     """The first array that differs in shape between two trees, in words."""
     a, b = ({jax.tree_util.keystr(path): x.shape for path, x in jax.tree.leaves_with_path(t)} for t in (ours, theirs))
-    return next((f"{name} has shape {b.get(name)} there, but {a.get(name)} here" for name in sorted(set(a) | set(b)) if a.get(name) != b.get(name)), "")
+    return next((f"{name} has shape {b.get(name)} there, but {a.get(name)} here" for name in sorted(set(a) | set(b))
+                 if a.get(name) != b.get(name)), "")

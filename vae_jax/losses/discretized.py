@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vae_jax.config import UserError
-from vae_jax.losses.likelihoods import _log_expm1_ratio, _soft_floor, _softplus
+from vae_jax.losses.likelihoods import logistic_bin, soft_floor
 
 
 def softmax_log_prob(logits, x):
@@ -52,13 +52,7 @@ def logistic_log_prob(outputs, x, levels: int):
     logits, means, log_scales = _parts(outputs, levels)
     level = x.reshape(-1)
     offset = (unit(level, levels) - means) * jnp.exp(-log_scales)
-    log_width = math.log(2.0 / (levels - 1)) - log_scales
-    width = jnp.exp(log_width)
-    upper, lower = offset + 0.5 * width, offset - 0.5 * width
-    below, above = -_softplus(-upper), -_softplus(lower)  # log P(X < upper edge), log P(X > lower edge)
-    # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)): exact in both tails, where the difference itself is 0
-    inside = below + above + log_width + _log_expm1_ratio(-width)
-    log_level = jnp.where(level == 0, below, jnp.where(level == levels - 1, above, inside))
+    log_level = logistic_bin(offset, math.log(2.0 / (levels - 1)) - log_scales, level == 0, level == levels - 1)
     return jax.nn.logsumexp(log_level + jax.nn.log_softmax(logits, 0), 0).reshape(x.shape)
 
 
@@ -85,4 +79,4 @@ def _parts(outputs, levels):
     """
     parts = lax.optimization_barrier(outputs.astype(jnp.float32).reshape(-1, outputs.shape[-1]).T)
     logits, means, log_scales = jnp.split(parts, 3)
-    return logits, means, _soft_floor(log_scales, math.log(0.25 / (levels - 1)))
+    return logits, means, soft_floor(log_scales, math.log(0.25 / (levels - 1)))

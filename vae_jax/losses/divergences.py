@@ -46,7 +46,8 @@ def kl_normals(mean_bd, logvar_bd, prior_mean, prior_logvar):
 def kernel_distance(z_nd, prior_nd):
     """Squared maximum mean discrepancy of two sets of codes, a scalar, 0 where the sets are the same and a little more where only their laws are.
 
-    Gaussian kernel exp(-|a - b|^2 / d^2), means over all pairs, a code with itself included (Gretton et al. 2012, equation 5; Tolstikhin et al. 2018 for autoencoders).
+    Gaussian kernel exp(-|a - b|^2 / d^2), means over all pairs, a code with itself included
+    (Gretton et al. 2012, equation 5; Tolstikhin et al. 2018 for autoencoders).
     """
     def similarity(a, b):
         squared = jnp.sum(a * a, -1)[:, None] + jnp.sum(b * b, -1) - 2 * a @ b.T

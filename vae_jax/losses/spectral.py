@@ -32,7 +32,7 @@ def magnitude(x_bt, window: int):
 
 
 def in_sound(valid, count: int, hop: int):
-    """bool [b, count, 1]: which of `count` steps of hop samples begin in the first `valid` [b] samples, the real ones of a crop; the first always does."""
+    """bool [b, count, 1]: which of `count` steps of hop samples begin in the first `valid` [b] samples, a crop's real ones; the first always does."""
     return (jnp.arange(count) * hop < jnp.maximum(valid, 1)[:, None])[..., None]
 
 
@@ -114,7 +114,7 @@ def rows(x_btc):
 def of_clips(target_btc, made_btc, rate: int, delay: int, definition: str, windows, high_hz: float, valid=None) -> dict:
     """{'distance', 'error_db', 'high_error_db' (above high_hz)}: each [b], the mean over channels; made is `delay` samples late, which are left out.
 
-    What lies below the noise of 16 bits counts for nothing, see HEARD, nor what is behind the `valid` [b] samples of a short recording, see `distance`.
+    What is below the noise of 16 bits counts for nothing, see HEARD, nor what is behind the `valid` [b] samples of a short recording, see `distance`.
     """
     target, made = (rows(x) for x in aligned(target_btc, made_btc, delay))
     longest, valid = max(windows), None if valid is None else jnp.repeat(valid, target_btc.shape[2])

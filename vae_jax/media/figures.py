@@ -70,7 +70,8 @@ def class_colours(count: int) -> list:
 def curves(series: dict, theme: Theme = LIGHT, unit: str = "nats") -> bytes:
     """One panel a quantity, one line a role.
 
-    series: {title: {role: (steps [n], values [n])}}, all in one unit or each with its own in its title (''); roles are train, validation, test. Values that are not finite leave a gap.
+    series: {title: {role: (steps [n], values [n])}}, all in one unit or each with its own in its title (''); roles are train, validation, test.
+    Values that are not finite leave a gap.
     """
     with _style(theme):
         figure, axes = _figure(3.1 * len(series), 2.9, columns=len(series))
@@ -235,7 +236,7 @@ def fidelity(curves: dict, marks=(0.8, 0.9, 0.95, 0.99), theme: Theme = LIGHT) -
 
 
 def cropped(curves: dict, distances: dict, full: float, marks=(0.8, 0.9, 0.95, 0.99), theme: Theme = LIGHT) -> bytes:
-    """Directions kept, on a logarithmic axis, and spectral distance of what they sound like, both against fidelity (as Caillon and Esling 2021, figure 2).
+    """Directions kept, on a log axis, and spectral distance of what they sound like, both against fidelity (as Caillon and Esling 2021, figure 2).
 
     curves: {name of a definition: fidelity [d] of r = 1..d directions}; distances: {what stands in the others: (fidelity [k], distance [k])}; full:
     distance of the whole code. Both panels: the first in the house's colour.

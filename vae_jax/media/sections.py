@@ -201,7 +201,7 @@ def curves(run):
 
 
 def training(run, titles, text, unit=""):
-    """One panel for each of the figures {as `evaluate` names them: its title}, of every split at which it was logged; unit: of all, else in titles."""
+    """One panel for each of the figures {as `evaluate` names them: its title}, of every split where it was logged; unit: of all, else in titles."""
     series, numbers = {}, []
     for name, title in titles.items():
         lines = {role: logged(run.history, f"eval/{role}/{name}") for role in figures.ROLES}
@@ -215,7 +215,8 @@ def training(run, titles, text, unit=""):
     rows = [f"{title},{role},{step},{value!r}" for title, lines in series.items() for role, line in lines.items()
             for step, value in zip(*map(np.ndarray.tolist, line))]
     run.files["curves.csv"] = "\n".join([f"quantity,split,step,{unit or 'value'}", *rows, ""]).encode()
-    return html.Section("curves", "Training", f"{text} curves.csv beside this page has the values.", ((picture, ", ".join(series) + "."),), tuple(numbers))
+    return html.Section("curves", "Training", f"{text} curves.csv beside this page has the values.",
+                        ((picture, ", ".join(series) + "."),), tuple(numbers))
 
 
 def spread(n, count):

@@ -35,9 +35,9 @@ def reconstructions(run):
         numbers += [(f"error, {_name(run, c)}", root(mean(squared[own]), span), f"RMSE in dB, {counted(len(own), 'example')}")
                     for c, own in groups.items()]
     text = (f"Spectrograms from the {run.role} split, none chosen by hand. Three belong together: the original, the model's reconstruction from "
-            f"the posterior mean, and what {counted(width, 'principal component')} can do; below them the model's error. Time runs to the right, frequency "
-            f"upwards, and one colour is the same level everywhere: from black, {span:g} dB down, to the palest. errors.csv beside this page has the "
-            "error of every example.")
+            f"the posterior mean, and what {counted(width, 'principal component')} can do; below them the model's error. Time runs to the right, "
+            f"frequency upwards, and one colour is the same level everywhere: from black, {span:g} dB down, to the palest. errors.csv beside this "
+            "page has the error of every example.")
     caption = "Original, model, PCA." + ("" if side.label is None else " One row a class.")
     return html.Section("reconstructions", "Reconstructions", text, ((picture, caption),), tuple(numbers))
 

@@ -29,7 +29,7 @@ def gain(*sets) -> float:
 
 
 def wav(wave_n, rate: int, factor: float = 1.0) -> bytes:
-    """A wave [n] or [n, channels], full scale 1, times `factor`, as a 16-bit WAV file. What lies beyond full scale is limited; not finite is silence."""
+    """A wave [n] or [n, channels], full scale 1, times `factor`, as a 16-bit WAV file. What exceeds full scale is limited; not finite is silence."""
     out, wave_n = io.BytesIO(), np.asarray(wave_n)
     with wave.open(out, "wb") as file:
         file.setnchannels(1 if wave_n.ndim == 1 else wave_n.shape[1])

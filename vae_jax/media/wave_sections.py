@@ -96,9 +96,9 @@ def directions(run):
     rows.append(("as they are", made["latent"], full["distance"], None, full["error_db"], None, None, None, "nothing cut"))
     falls = {fill: [name for name, never in made["falls"][fill].items() if not never] for fill in ("mean", "noise")}
     said = {fill: f"{' and '.join(rising) or 'no error'} rises somewhere as more directions are kept" for fill, rising in falls.items()}
-    text = (f"Principal directions of the posterior means of {made['frames']:,} training frames, rank {made['rank']} of {made['latent']}. Fidelity is "
-            "the share of singular values (the paper's definition) or of variance (the public code's). The directions that are left out are set to "
-            f"their mean, or to noise; errors are over {made['clips']} held-out crops. With the mean, {said['mean']}; with noise, "
+    text = (f"Principal directions of the posterior means of {made['frames']:,} training frames, rank {made['rank']} of {made['latent']}. Fidelity "
+            "is the share of singular values (the paper's definition) or of variance (the public code's). The directions that are left out are set "
+            f"to their mean, or to noise; errors are over {made['clips']} held-out crops. With the mean, {said['mean']}; with noise, "
             f"{said['noise']}.")
     return html.Section("directions", "Directions", text, ((picture, "Dotted: 0.8, 0.9, 0.95, 0.99."),), table=html.Table(head, tuple(rows)))
 
@@ -114,7 +114,8 @@ def control(run):
         rows.append((str(row["direction"]), *cells, f"standard deviation {row['deviation']:.3g}"))
     strongest = max((abs(row[name]["correlation"] or 0.0), -row["direction"], name) for row in run.stored["control"] for name in analysis.DESCRIBED)
     text = ("Held-out latents are moved along each direction by -2 to 2 standard deviations, and decoded. First Spearman's correlation of the move "
-            "and the measured pitch, loudness or spectral centroid of a sound, the mean over sounds; then the change from the first move to the last.")
+            "and the measured pitch, loudness or spectral centroid of a sound, the mean over sounds; "
+            "then the change from the first move to the last.")
     number = ("strongest", strongest[0], f"|correlation|, of {strongest[2]} with direction {-strongest[1]}")
     return html.Section("control", "Control", text, numbers=(number,), table=html.Table(head, tuple(rows)))
 

@@ -169,8 +169,8 @@ def step(model: PixelCNN, params, state, previous_b):
 def generate(model: PixelCNN, params, key, shape, label_b=None, temperature=1.0, top_k=None, codes_bhw=None, mask_bhw=None):
     """Draws maps: codes int32 of shape (b, h, w), the same for the same key.
 
-    temperature: a number or [b]; top_k: see `discretized.softmax_draw`. Where mask [b, h, w] is True the code given in `codes` is kept: what comes behind it
-    in raster order is drawn to fit it, what comes before knows nothing of it.
+    temperature: a number or [b]; top_k: see `discretized.softmax_draw`. Where mask [b, h, w] is True the code given in `codes` is kept: what follows
+    it in raster order is drawn to fit it, what comes before knows nothing of it.
     """
     if (codes_bhw is None) != (mask_bhw is None):
         raise ValueError("codes and mask are given together or not at all")

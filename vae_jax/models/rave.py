@@ -22,8 +22,8 @@ DILATIONS = {1: ((1, 3, 5),) * 4, 2: ((1, 3, 9), (1, 3, 9), (1, 3, 9), (1, 3))} 
 class Rave(nn.Module):
     """Encoder and decoder between frames of samples [b, n, bands * channels] (see `frames_of`) and latents [b, n / prod(ratios), latent].
 
-    `analyse` and `synthesise` are the filter bank, which has no parameters. outputs: values that an encoder gives a latent frame; groups: of version 1's
-    last layer, which look at a part of the channels each; extra: channels of noise beside the latents; amplitudes: frequencies at which the noise
+    `analyse` and `synthesise` are the filter bank, which has no parameters. outputs: values that an encoder gives a latent frame; groups: of version
+    1's last layer, which look at a part of the channels each; extra: channels of noise beside the latents; amplitudes: frequencies at which the noise
     filter of a band is set, 0 = no noise branch.
     """
 
@@ -122,7 +122,7 @@ class Encoder1(nn.Module):
 
 
 class Decoder1(nn.Module):
-    """Latents [b, n, d] -> sub-bands [b, n prod(ratios), outputs]: dilated residual stacks, a wave times a loudness common to all bands, and noise."""
+    """Latents [b, n, d] -> sub-bands [b, n prod(ratios), outputs]: dilated residual stacks; a wave times a loudness common to all bands; noise."""
 
     capacity: int
     ratios: tuple[int, ...]

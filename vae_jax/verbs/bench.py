@@ -38,8 +38,10 @@ CONFIG = config_flags.DEFINE_config_file("config", None, common.CONFIG_HELP)
 STEPS = flags.DEFINE_integer("steps", 100, "Steps that are timed.", lower_bound=1)
 STEP = flags.DEFINE_integer("step", 0, "Number of the training step whose moves are timed, over and over.", lower_bound=0)
 GRIFFIN_LIM = flags.DEFINE_integer("griffin_lim", 0, "Clips of the test split on which Griffin-Lim is timed instead of the step.", lower_bound=0)
-PLAY = flags.DEFINE_integer("play", 0, "Samples of a block with which a model of the wave is timed as it is played, instead of the step.", lower_bound=0)
-GENERATE = flags.DEFINE_integer("generate", 0, "Maps of codes, or sounds, that an autoregressive net draws side by side, instead of the step.", lower_bound=0)
+PLAY = flags.DEFINE_integer("play", 0, "Samples of a block with which a model of the wave is timed as it is played, "
+                            "instead of the step.", lower_bound=0)
+GENERATE = flags.DEFINE_integer("generate", 0, "Maps of codes, or sounds, that an autoregressive net draws side by side, "
+                                "instead of the step.", lower_bound=0)
 
 
 def main(started: float) -> int:
@@ -99,11 +101,11 @@ def bench(config, steps: int, started: float) -> dict:
     device = jax.devices()[0]
     stats = device.memory_stats() or {}
     return {
-        "name": config.name, "moves": "+".join(moves), "device": device.device_kind, "devices": mesh.size, "jax": jax.__version__, "dtype": config.dtype,
-        "parameters": sum(x.size for x in jax.tree.leaves(state.params)), "batch": config.data.batch, "step_ms": round(step * 1e3, 3),
-        "examples_per_sec": round(config.data.batch / step, 1), "input_wait_share": round(sum(waits) / sum(times), 4),
-        "compile_s": round(compile_s, 2), "command_to_first_step_s": round(first_step_s, 2), "flops_per_step": flops,
-        "flops_per_sec": round(flops / step), "peak_flops": round(peak), "peak_share": round(flops / step / peak, 3),
+        "name": config.name, "moves": "+".join(moves), "device": device.device_kind, "devices": mesh.size, "jax": jax.__version__,
+        "dtype": config.dtype, "parameters": sum(x.size for x in jax.tree.leaves(state.params)), "batch": config.data.batch,
+        "step_ms": round(step * 1e3, 3), "examples_per_sec": round(config.data.batch / step, 1),
+        "input_wait_share": round(sum(waits) / sum(times), 4), "compile_s": round(compile_s, 2), "command_to_first_step_s": round(first_step_s, 2),
+        "flops_per_step": flops, "flops_per_sec": round(flops / step), "peak_flops": round(peak), "peak_share": round(flops / step / peak, 3),
         "step_memory_mb": round((memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20, 1) if memory else None,
         "peak_memory_mb": round(stats.get("peak_bytes_in_use", _most_memory()) / 2**20, 1),
     }
@@ -172,8 +174,8 @@ def play(config, block: int, steps: int) -> dict:
     return {
         "name": config.name, "causal": config.model.causal, "device": device.device_kind, "jax": jax.__version__, "dtype": config.dtype, "rate": rate,
         "parameters": sum(x.size for player in ("encoder", "decoder") for x in jax.tree.leaves(params[player])), "latency": live.latency,
-        "encode_times": round(seconds / coding, 1), "decode_times": round(seconds / decoding, 1), "block": block, "block_lasts_ms": round(lasts * 1e3, 2),
-        "block_ms": round(statistics.median(blocks) * 1e3, 2), "worst_block_ms": round(max(blocks) * 1e3, 2),
+        "encode_times": round(seconds / coding, 1), "decode_times": round(seconds / decoding, 1), "block": block,
+        "block_lasts_ms": round(lasts * 1e3, 2), "block_ms": round(statistics.median(blocks) * 1e3, 2), "worst_block_ms": round(max(blocks) * 1e3, 2),
         "stream_times": round(lasts / statistics.median(blocks), 2), "worst_stream_times": round(lasts / max(blocks), 2),
     }
 

@@ -66,7 +66,8 @@ def _sequences(config, count):
     generate(0).block_until_ready()
     seconds = statistics.median(_seconds(lambda: generate(i)) for i in range(ROUNDS))
     return {"layers": m.layers * m.cycles, "residual": m.residual, "skip": m.skip, "receptive_field": wavenet.receptive_field(net),
-            "seconds": round(seconds, 3), "samples_per_sec": round(count * shape[1] / seconds), "real_time_factor": round(shape[1] / rate / seconds, 3)}
+            "seconds": round(seconds, 3), "samples_per_sec": round(count * shape[1] / seconds),
+            "real_time_factor": round(shape[1] / rate / seconds, 3)}
 
 
 def _seconds(function) -> float:

@@ -5,12 +5,11 @@
     python -m vae_jax compress --workdir=runs/vq_photos --data=datasets/mine --split=train --out=mine.codes
     python -m vae_jax decompress --workdir=runs/vq_photos --codes=photos.codes --out=photos.npz
 
-Takes the run's held-out split, or a folder of data_prep. Prints the ratio by the formula (bits of 8-bit pictures over bits of their codes) and that of
-the file, with everything in it, and the PSNR of what comes back.
+Takes the run's held-out split, or a folder of data_prep. Prints the ratio by the formula (bits of 8-bit pictures over bits of their codes) and that
+of the file, with everything in it, and the PSNR of what comes back.
 """
 
 import math
-import os
 import pathlib
 
 from absl import flags
@@ -47,8 +46,8 @@ def main(started: float) -> int:
         raise UserError(f"the model takes pictures of {' x '.join(map(str, shape))}: prepare {folder} with that --size.")
     names = run.spec.fields["label"].labels if run.task.condition else ()
     if run.task.condition and ("label" not in source.fields or source.split.fields["label"].labels != names):
-        raise UserError(f"the model is told the class, one of {', '.join(names[:20])}, and the pictures of {folder} do not have these: prepare them from "
-                        "sub-folders of these names.")
+        raise UserError(f"the model is told the class, one of {', '.join(names[:20])}, and the pictures of {folder} do not have these: prepare them "
+                        "from sub-folders of these names.")
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def rebuild(params, variables, batch):
@@ -62,14 +61,12 @@ def main(started: float) -> int:
         return 0
     label = np.int32(rows["label"]) if run.task.condition else None
     content = compression.write(run, compression.Codes(np.int32(rows["indices"]), label))
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_bytes(content)
-    os.replace(beside, path)
+    session.write_bytes(path, content)
     n, each = len(rows["image"]), rows["indices"][0].size
     raw, codes = 8 * math.prod(shape), compression.settings(run)[0].codes
     error = measures.mse(rows["image"], rows["made"])
-    print(f"{n:,} pictures of {' x '.join(map(str, shape))}, {raw:,} bits each; {each:,} codes of {math.log2(codes):.4g} bits are {each * math.log2(codes):,.0f}: "
-          f"ratio {raw / (each * math.log2(codes)):.2f} by the formula")
-    print(f"{path}: {len(content):,} bytes with header, {8 * len(content) / (n * each):.3f} bits a code, ratio {raw * n / (8 * len(content)):.2f}; PSNR "
-          f"{float(np.mean(-10 * np.log10(error + 1e-12))):.2f} dB")
+    print(f"{n:,} pictures of {' x '.join(map(str, shape))}, {raw:,} bits each; {each:,} codes of {math.log2(codes):.4g} bits are "
+          f"{each * math.log2(codes):,.0f}: ratio {raw / (each * math.log2(codes)):.2f} by the formula")
+    print(f"{path}: {len(content):,} bytes with header, {8 * len(content) / (n * each):.3f} bits a code, ratio {raw * n / (8 * len(content)):.2f}; "
+          f"PSNR {float(np.mean(-10 * np.log10(error + 1e-12))):.2f} dB")
     return 0

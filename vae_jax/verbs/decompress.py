@@ -2,8 +2,8 @@
 
     python -m vae_jax decompress --workdir=runs/vq_photos --codes=photos.codes --out=photos.npz
 
-Writes `image` uint8 [n, h, w, c], `indices` and, where there are, `label` into --out, and beside it a sheet of the first pictures, as PNG. Needs the very
-run and checkpoint that compressed, and with a prior the same kind of machine.
+Writes `image` uint8 [n, h, w, c], `indices` and, where there are, `label` into --out, and beside it a sheet of the first pictures, as PNG. Needs the
+very run and checkpoint that compressed, and with a prior the same kind of machine.
 """
 
 import math
@@ -54,7 +54,8 @@ def main(started: float) -> int:
     pictures = np.uint8(np.round(255 * np.clip(np.concatenate(found), 0, 1)))
     if not meshes.is_main():
         return 0
-    session.write_npz(session.folder(str(path)), {"image": pictures, "indices": codes.indices} | ({} if codes.label is None else {"label": codes.label}))
+    labels = {} if codes.label is None else {"label": codes.label}
+    session.write_npz(session.folder(str(path)), {"image": pictures, "indices": codes.indices} | labels)
     columns = math.isqrt(min(SHOWN, len(pictures)) - 1) + 1
     sheet.write_bytes(images.png(images.grid(images.resize(pictures[:SHOWN] / np.float32(255), columns), columns)))
     print(f"{len(pictures):,} pictures in {path}; {sheet}")

@@ -3,8 +3,8 @@
     python -m vae_jax encode_codes --workdir=runs/vq_photos --out=datasets/photos_codes
     python -m vae_jax train --config=experiments/code_prior.py:photos --config.data.dir=datasets/photos_codes ...
 
-Every split of the run's data, whole and in its order: `codes` int32 [h, w, c], and the labels. The weights that made them are remembered: a prior starts
-from these alone.
+Every split of the run's data, whole and in its order: `codes` int32 [h, w, c], and the labels. The weights that made them are remembered: a prior
+starts from these alone.
 """
 
 from absl import flags

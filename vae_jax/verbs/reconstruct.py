@@ -50,7 +50,8 @@ def main(started: float) -> int:
     if CONDITION.value:
         raise UserError(f"--condition is for models of sounds by codes (wave_vqvae), and this is a run of the task {run.config.task!r}.")
     if "codes" in run.spec.fields:
-        raise UserError(f"{run.config.data.dir} holds codes alone, without the pictures that reconstructions stand beside; give the run that the codes are of.")
+        raise UserError(f"{run.config.data.dir} holds codes alone, without the pictures that reconstructions stand beside; "
+                        "give the run that the codes are of.")
     if run.task.front.kind == "wave":
         from vae_jax.verbs import reconstruct_waves
 

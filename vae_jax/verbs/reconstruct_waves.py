@@ -81,8 +81,8 @@ def _file(run, wav) -> int:
         trained.left(held is None)
         return 0
     factor = write_pair(paths, folder / f"{name}.png", wave, made, front.rate)
-    print(f"{len(wave) / front.rate:.2f} s, {_said(run, rows)} over {len(rows['distance'])} stretches of {front.shape[0] / front.rate:.2f} s; {held}; "
-          f"gain of the files {factor:.3g}")
+    print(f"{len(wave) / front.rate:.2f} s, {_said(run, rows)} over {len(rows['distance'])} stretches of {front.shape[0] / front.rate:.2f} s; "
+          f"{held}; gain of the files {factor:.3g}")
     print(paths["model"])
     return 0
 
@@ -130,5 +130,5 @@ def _check(run, origin, source) -> None:
     channels, rate, other = run.task.front.shape[1], run.task.front.rate, records.open_folder(origin).facts.get("rate")
     found = source.shapes["audio"][1]
     if found != channels or other != rate:
-        raise UserError(f"the model takes sounds of {channels} channel{'s' * (channels > 1)} at {rate} Hz, but {origin} has {found} at {other}: prepare "
-                        f"it with --rate={rate} --channels={channels}.")
+        raise UserError(f"the model takes sounds of {channels} channel{'s' * (channels > 1)} at {rate} Hz, but {origin} has {found} at {other}: "
+                        f"prepare it with --rate={rate} --channels={channels}.")

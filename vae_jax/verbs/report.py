@@ -29,14 +29,15 @@ def main(started: float) -> int:
             "seed": run.config.seed, "checkpoint": f"step {run.step:,}", "data": run.spec.name,
             "machine": f"{run.mesh.size} x {device.device_kind}, jax {jax.__version__}"}
     splits, front = {}, run.task.front
-    if front.kind == "wave" or run.config.task in ("vqvae", "code_prior"):
+    book = "quantizer" in run.params and front.kind == "image"  # codes are indices
+    if front.kind == "wave" or book:
         from vae_jax import report_codes, report_spoken, report_waves
 
         if ANIMATE.value:
             raise UserError("--animate draws one code an example, and this model has many: leave it out.")
         if "codes" in run.spec.fields:
             raise UserError(f"a report shows what codes stand for, and {run.config.data.dir} holds codes alone; use evaluate.")
-        draw = report_codes if front.kind == "image" else report_waves if run.config.task == "rave" else report_spoken
+        draw = report_codes if book else report_spoken if front.hop else report_waves
         made = draw.build(run, session.sources(run), metrics.read(run.workdir), info)
         if meshes.is_main():
             print(f"report: {report.write(run.workdir, made)}")

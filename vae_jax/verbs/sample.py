@@ -39,8 +39,8 @@ LABEL = flags.DEFINE_string("label", "", "Class name, of labelled data; '' = the
 SPEAKER = flags.DEFINE_string("speaker", "", "Priors over codes of sounds: who speaks; '' = everybody in turn.")
 SPREAD = flags.DEFINE_float("spread", None, "With --label, for an unconditional model: standard deviation around the class's mean code, in place "
                             "of the covariance of its codes.", lower_bound=0.0)
-TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Scales the code's distance from the prior's mean, or from the class's mean code; of a prior over "
-                                 "codes of a codebook, divides its logits.", lower_bound=0.0)
+TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Scales the code's distance from the prior's mean, or from the class's mean code; of a prior "
+                                 "over codes of a codebook, divides its logits.", lower_bound=0.0)
 SEED = flags.DEFINE_integer("seed", 0, "Same seed, same samples.", lower_bound=0)
 SECONDS = flags.DEFINE_float("seconds", None, "Models of the wave: length of each sound; as long as the crops of training if not given.",
                              lower_bound=0.1, upper_bound=600.0)
