@@ -33,7 +33,10 @@ def assess(run: session.Session, measures=(), measure_batch: int = 100, judge: s
     """All figures of a run; None if interrupted. measures: (name, amount) pairs of `Task.measures`, over the whole test split."""
     waves = run.task.front is not None and run.task.front.kind == "wave"
     coded = waves and run.task.front.hop > 0
+    if judge:
+        session.open_run(judge)  # a mistake is found now, and not after minutes
     sources = session.sources(run)
+    sources = assess_codes.wholes(run, sources) if coded else sources
     found = evaluate.splits(run, sources, interrupted)
     if found is None:
         return None

@@ -9,7 +9,8 @@ from vae_jax import data as datas
 from vae_jax import evaluate, records, session
 from vae_jax.config import UserError
 from vae_jax.latents import pca, probes
-from vae_jax.losses import spectral
+from vae_jax.losses import quantization, spectral
+from vae_jax.tasks import vqvae, wave_vqvae
 
 FIELDS = ("label", "speaker")
 PARTS, DIRECTIONS = 6, 64  # equal parts of a sound, which linear probes see side by side, and principal directions of these that they are given
@@ -20,12 +21,12 @@ SAMPLES = 300  # new sounds that a judge hears
 
 
 def figures(run, sources: dict, interrupted=lambda: False) -> dict | None:
-    """What codes tell of class and speaker (V11), held out; None if interrupted. Nothing for a prior: its codes are those of another run.
+    """`sources` as `wholes` gives them: what codes tell of class and speaker (V11), held out; None if interrupted. Nothing for a prior: its codes are those of another run.
 
-    probe_FIELD_codes, probe_FIELD_z: accuracy of logistic regression on the shares of each code, and on the mean of what the encoder gave, in each of
-    PARTS equal parts of a sound, both on their first DIRECTIONS, so that it has as many numbers of the one as of the other; probe_FIELD_majority: of
-    always the commonest class. information_FIELD: bits that one code tells of the class of its
-    sound, I(code; class) of the held-out counts (plug-in) less information_FIELD_by_chance, the same where classes are dealt out anew.
+    probe_FIELD_codes, probe_FIELD_z: accuracy of logistic regression on the mean of what codes stand for, and of what the encoder gave, in each of
+    PARTS equal parts of a sound, both on their first DIRECTIONS; probe_FIELD_majority: of always the commonest class. information_FIELD: bits that
+    one code tells of the class of its sound, I(code; class) of the held-out counts (plug-in) less information_FIELD_by_chance, the same where
+    classes are dealt out anew.
     """
     fields = [name for name in FIELDS if name in run.spec.fields and run.spec.fields[name].labels]
     role = next((r for r in ("test", "validation") if r in sources), None)
@@ -33,7 +34,7 @@ def figures(run, sources: dict, interrupted=lambda: False) -> dict | None:
         return {}
     rows = {}
     for part in ("train", role):
-        rows[part] = _codes(run, whole(run, run.config.data.dir, getattr(run.config.data, part)), fields, interrupted)
+        rows[part] = _codes(run, sources[part], fields, interrupted)
         if rows[part] is None:
             return None
     train, held, found = rows["train"], rows[role], {}
@@ -63,10 +64,9 @@ def information(counts_nck, class_n) -> float:
 
 
 def _codes(run, source, fields, interrupted):
-    """Rows of at most PROBED examples: codes [n, PARTS, c, K], shares in each part of a sound; z [n, PARTS, d], means there; counts [n, c, K]."""
-    hop = run.task.front.hop
-    book = run.variables["quantizer"] or run.params["quantizer"]
-    size = book["codebook"].shape[-2] if book else int(np.prod(run.config.model.grid))
+    """Rows of at most PROBED examples: codes and z [n, PARTS, d], means in each part of a sound of what codes stand for and of what the encoder gave;
+    counts [n, c, K]."""
+    hop, q = run.task.front.hop, vqvae.quantizer(run.config.model)
 
     def view(params, variables, batch):
         code = run.task.encode(params, variables, batch)
@@ -76,12 +76,17 @@ def _codes(run, source, fields, interrupted):
         first = part * n // PARTS
         inside = (jnp.arange(count) >= first) & (jnp.arange(count) < jnp.maximum((part + 1) * n // PARTS, first + 1))
         share = inside / inside.sum(-1, keepdims=True)
-        one_hot = jax.nn.one_hot(indices, size)
-        real = spectral.in_sound(batch["valid"], count, hop)
-        return {"codes": jnp.einsum("bpn,bnck->bpck", share, one_hot), "z": jnp.einsum("bpn,bnd->bpd", share, z),
-                "counts": jnp.einsum("bn,bnck->bck", real[..., 0].astype(jnp.float32), one_hot), **{name: batch[name] for name in fields}}
+        vectors = quantization.lookup(q, vqvae.codebook(run.config.model, params, variables), indices)
+        real = spectral.in_sound(batch["valid"], count, hop)[..., 0]
+        return {"codes": jnp.einsum("bpn,bnd->bpd", share, vectors), "z": jnp.einsum("bpn,bnd->bpd", share, z),
+                "counts": wave_vqvae.code_counts(q, indices, real), **{name: batch[name] for name in fields}}
 
     return evaluate.collect(view, run.params, run.variables, source, run.mesh, HEARD, PROBED, interrupted)
+
+
+def wholes(run, sources: dict) -> dict:
+    """The sources of `session.sources`, of recordings whole where `whole` gives them so."""
+    return {role: whole(run, run.config.data.dir, getattr(run.config.data, role)) for role in sources}
 
 
 def whole(run, folder: str, expression: str, samples: int = 0) -> datas.Source:
@@ -128,6 +133,9 @@ def judged(run, judge: str, sources: dict, interrupted=lambda: False) -> dict | 
     field, samples, rate = other.config.model.label, other.spec.fields["audio"].shape[0], other.spec.facts["rate"]
     if rate != run.task.front.rate or field not in run.spec.fields or run.spec.fields[field].labels != other.spec.fields[field].labels:
         raise UserError(f"{judge} tells a {field} at {rate} Hz; this run's sounds must have the same rate and the same classes of {field}.")
+    if run.spec.digest != other.spec.digest:
+        raise UserError(f"{judge} learned from other data ({other.config.data.dir}) than this run ({run.config.data.dir}), so it may have heard what it is "
+                        "to judge: train one on the same data, as experiments/judge.py does with --config.data.dir.")
     hear = _new(run, other, field, samples, judge) if run.task.sample else _copies(run, other, field, samples, sources)
     found = hear(interrupted)
     own = None if found is None else evaluate.splits(other, session.sources(other, ("test",)), interrupted)

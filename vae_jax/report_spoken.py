@@ -42,7 +42,7 @@ def build(run, sources: dict, history: list[dict], info: dict) -> report.Report:
 
     history: the lines of metrics.jsonl. info: `name`, `command`, then facts for the page's head.
     """
-    role = report.held_out(sources)
+    role, sources = report.held_out(sources), assess_codes.wholes(run, sources)
     found = evaluate.splits(run, sources, examples=MEASURED)
     field = assess_codes.voice(run)
     voices = run.spec.fields[field].labels if field else ()
