@@ -169,6 +169,11 @@ def test_detuned_sounds_keep_their_places_over_the_ratio():
     np.testing.assert_allclose(places, at / ratio, atol=0.5)
     heard = np.abs(np.fft.rfft(y[..., 0], 1 << 16)).argmax(1) / (1 << 16)
     np.testing.assert_allclose(heard, frequency * ratio, rtol=2e-3)
+    hop = 50
+    power = (y[:, :y.shape[1] // hop * hop, 0] ** 2).reshape(64, -1, hop).sum(-1, keepdims=True)
+    back = np.asarray(augment.in_place(power, ratio, t // hop))[..., 0]
+    assert back.shape == (64, t // hop)
+    np.testing.assert_allclose((back * (np.arange(t // hop) + 0.5)).sum(1) / back.sum(1), at / hop, atol=0.6)
 
 
 @pytest.mark.parametrize("samples", [1, 1000])

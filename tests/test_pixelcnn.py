@@ -41,6 +41,16 @@ def test_a_position_changes_the_logits_of_all_later_ones_in_reach_and_of_no_othe
     assert (difference[seen] > 1e-5).all() and (difference[(p < q) & ~seen] < 1e-6).all()
 
 
+def test_codebooks_that_take_turns_have_embeddings_of_their_own():
+    model = SMALL.clone(slots=3)
+    params, codes = parameters(model), random_codes(2)
+    one = PixelCNN(3 * K, channels=8, layers=3, first_kernel=5, hidden=16)
+    wider = {name: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 2 * K)]) for name, x in params["params"]["out"].items()}
+    apart = {**params["params"], "out": wider}
+    expected = full(one, {"params": apart}, codes + K * (jnp.arange(W) % 3))[..., :K]
+    np.testing.assert_allclose(full(model, params, codes), expected, atol=1e-6)
+
+
 def test_receptive_field_is_the_formula_without_a_blind_spot():
     """By gradient, exactly: each position has a code of its own, so the gradient for a row of the embedding is that for a position."""
     h = w = 13
@@ -98,7 +108,8 @@ def test_patches_equal_the_librarys_convolution(kernel, monkeypatch):
 
 @pytest.mark.parametrize("model", [
     LABELLED, SMALL.clone(first_kernel=7, kernel=5, layers=2), SMALL.clone(first_kernel=3, layers=1), LABELLED.clone(layers=2, dtype=jnp.bfloat16),
-], ids=["labels", "wide kernels", "one layer", "bfloat16"])
+    SMALL.clone(slots=2)
+], ids=["labels", "wide kernels", "one layer", "bfloat16", "slots"])
 def test_steps_equal_the_full_pass(model):
     params, codes = parameters(model), random_codes(4)
     label = jnp.array([2, 0, 1, 1]) if model.labels else None

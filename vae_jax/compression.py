@@ -96,7 +96,7 @@ def read(run, data: bytes, origin: str) -> Codes:
 def _by_prior(run, maps, label, decoder=None):
     """Maps [n, h, w] as bytes or, with a decoder and their shape in their place, back: int32 [n, h, w]."""
     q, labels = settings(run)
-    net = code_prior.network(run.config.model, q.codes, labels, jnp.dtype(run.config.dtype))
+    net = code_prior.network(run.config.model, q.codes, labels, q.groups * q.levels, jnp.dtype(run.config.dtype))
     n, h, w = maps if decoder else maps.shape
     known = np.zeros((n, h * w), np.int32) if decoder else maps.reshape(n, h * w)
     device = jax.local_devices()[0]

@@ -44,6 +44,8 @@ KINDS = {"noise": noise, "low_resolution": low_resolution, "grey": grey, "patch"
 def check(kinds, height: int, width: int) -> None:
     """Raises UserError for a name that is none of KINDS, or one that pictures of this size cannot have."""
     for kind in kinds:
+        if "," in kind:
+            raise UserError(f"corruptions={tuple(kinds)}: several are written \"('noise','grey')\", in quotes.")
         if kind not in KINDS:
             raise UserError(f"corruption {kind!r} is not known; choose among {', '.join(KINDS)}.")
     if "low_resolution" in kinds and (height % FACTOR or width % FACTOR):

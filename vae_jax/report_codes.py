@@ -36,7 +36,7 @@ def build(run, sources: dict, history: list[dict], info: dict) -> report.Report:
     role, prior = report.held_out(sources), run.task.sample is not None
     model = getattr(run.config.model, "autoencoder", run.config.model)
     found, q = evaluate.splits(run, sources, examples=MEASURED), vqvae.quantizer(model)
-    book = run.variables["quantizer"] or run.params["quantizer"]
+    book = vqvae.codebook(model, run.params, run.variables)
 
     def rebuild(params, variables, batch):
         code, made = tasks.rebuild(run.task, params, variables, batch)

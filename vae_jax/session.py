@@ -1,5 +1,6 @@
 """What a run is to the code around the loop: its stored data description, its weights opened for use, and the wish to leave."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -184,6 +185,7 @@ def start_from(state: updates.TrainState, config: Config, spec: records.Spec, wo
         other = open_run(origin)
         if player not in other.params:
             raise UserError(f"config.start_from: {origin} has no player {player!r}; it has {', '.join(other.params)}.")
+        _same_autoencoder(config.model, other.config.model, origin)
         ours, theirs = ((r.params[player], r.variables.get(player, {})) for r in (state, other))
         if found := _differs(ours[0], theirs[0]) or _differs(ours[1], theirs[1]):
             raise UserError(f"config.start_from: of {player} in {origin}, {found}; use the same config.model.")
@@ -198,6 +200,18 @@ def start_from(state: updates.TrainState, config: Config, spec: records.Spec, wo
         if meshes.is_main():
             write_json(workdir / f"start_from_{player}.json", configs.to_dict(other.config))
     return state.replace(params=params, variables=variables, ema=ema)
+
+
+def _same_autoencoder(ours, theirs, origin) -> None:
+    """Raises UserError where a prior and the autoencoder whose weights it takes have other settings: arrays of one shape may mean other things."""
+    wanted, had = getattr(ours, "autoencoder", None), getattr(theirs, "autoencoder", theirs)
+    if wanted is None or type(wanted) is not type(had):
+        return
+    for field in dataclasses.fields(wanted):
+        here, there = getattr(wanted, field.name), getattr(had, field.name)
+        if here != there:
+            raise UserError(f"config.start_from: {origin} was trained with config.model.{field.name}={there!r}, and config.model.autoencoder.{field.name} is "
+                            f"{here!r} here: give --config.model.autoencoder.{field.name}={there}.")
 
 
 def digest(*trees) -> str:

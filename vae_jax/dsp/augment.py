@@ -203,6 +203,12 @@ def detune(key, x_btc, semitones: float):
     return jax.vmap(lambda x, steps: resample(x, steps, semitones, samples))(x, steps), steps / STEPS
 
 
+def in_place(frames_bnd, ratio_b, count: int):
+    """Of frames [b, n, d] of sounds that `detune` played `ratio` times as fast, those [b, count, d] that hear what the sounds' own frames would."""
+    places = jnp.int32((jnp.arange(count) + 0.5) / ratio_b[:, None]).clip(max=frames_bnd.shape[1] - 1)
+    return jnp.take_along_axis(frames_bnd, places[..., None], 1)
+
+
 def dither(key, x_tc):
     """Sound [t, c] plus white noise, even over one 16-bit step (-101 dB RMS of full scale), each channel its own.
 

@@ -50,8 +50,8 @@ def get(kind: str, codes: int = 512, dims: int = 64, groups: int = 1, levels: in
     """
     if kind not in ("ema", "loss", "fsq"):
         raise UserError(f"Quantiser {kind!r} is not known; choose one of ema, loss, fsq.")
-    if (kind == "fsq") != bool(grid) or any(size < 2 for size in grid):
-        raise UserError(f"Quantiser {kind} has grid={tuple(grid)}: fsq needs at least 2 values of each dimension, ema and loss need ().")
+    if (kind == "fsq") != bool(grid) or any(not isinstance(size, int) or size < 2 for size in grid):
+        raise UserError(f"Quantiser {kind} has grid={tuple(grid)}: fsq needs whole numbers of at least 2, such as (8,5,5,5), ema and loss need ().")
     if kind == "fsq":
         if levels != 1:
             raise UserError(f"Quantiser fsq has levels={levels}; it has no residual levels, so give 1.")
@@ -204,8 +204,8 @@ def update(spec: Quantizer, tree: dict, z, indices, key):
 def learn(spec: Quantizer, tree: dict, z, key, real=None):
     """-> (z_q, the tree after this batch, figures): embedding and commitment of `losses`, restarts, perplexity and usage (means over codebooks).
 
-    real: bool, z's leading axes [b, n]: positions that count, at least one an example. For codebooks and figures the others say again what real
-    ones of their example said, so that the silence behind a recording, say, moves nothing.
+    real: bool, z's leading axes [b, n]: positions that count, at least one an example. For codebooks and figures the others (the silence behind a
+    recording, say) are replaced by real positions of their example, counted anew from the first.
     """
     begin, anew = jax.random.split(key)
     if real is None:

@@ -36,6 +36,7 @@ class PixelCNN(nn.Module):
     kernel: int = 3
     hidden: int = 256  # of the head
     labels: int = 0
+    slots: int = 1  # codebooks whose codes take turns along a row
     dtype: Any = jnp.float32  # of the computation; parameters and logits are float32
 
     @property
@@ -45,7 +46,7 @@ class PixelCNN(nn.Module):
     def setup(self):
         if any(k < 3 or k % 2 == 0 for k in (self.first_kernel, self.kernel)):
             raise UserError(f"PixelCNN's kernels are {self.first_kernel} and {self.kernel}: choose odd numbers from 3.")
-        self.codes = self.param("codes", nn.initializers.normal(self.channels**-0.5), (self.classes, self.channels))
+        self.codes = self.param("codes", nn.initializers.normal(self.channels**-0.5), (self.slots * self.classes, self.channels))
         common = dict(channels=self.channels, labels=self.labels, dtype=self.dtype)
         self.stack = [Layer(kernel=self.kernel if i else self.first_kernel, first=not i, **common) for i in range(self.layers)]
         self.head = nn.Dense(self.hidden, dtype=self.dtype)
@@ -53,7 +54,7 @@ class PixelCNN(nn.Module):
 
     def __call__(self, codes_bhw, label_b=None):
         self._check(label_b)
-        v = h = self._embed(codes_bhw)
+        v = h = self._embed(codes_bhw, jnp.arange(codes_bhw.shape[-1]))
         for layer in self.stack:
             n, last = layer.kernel // 2, -1 if layer.first else None
             v, link = layer.vertical(jnp.pad(v, ((0, 0), (n, 0), (0, 0), (0, 0)))[:, :last], label_b)
@@ -87,7 +88,8 @@ class PixelCNN(nn.Module):
         kept = lax.fori_loop(0, (column == 0).astype(jnp.int32), new_row, kept)
         link = [lax.dynamic_slice_in_dim(x, column, 1, 2) for x in kept["links"]]
         left = [jnp.where(column == 0, 0, x) for x in state["left"]]
-        h = self.stack[0].horizontal(self._embed(lax.dynamic_slice_in_dim(row, column, first, 1))[:, None], link[0])
+        left_of = self._embed(lax.dynamic_slice_in_dim(row, column, first, 1), column - first + jnp.arange(first))
+        h = self.stack[0].horizontal(left_of[:, None], link[0])
         for i, layer in enumerate(self.stack[1:]):
             seen = jnp.concatenate([left[i], h], 2)
             left[i], h = seen[:, :, 1:], layer.horizontal(seen, link[i + 1])
@@ -96,7 +98,7 @@ class PixelCNN(nn.Module):
 
     def _new_row(self, kept, row_bw, label_b):
         rows = jnp.concatenate([kept["rows"], row_bw[:, None]], 1)[:, 1:]
-        v, link = self.stack[0].vertical(self._embed(rows), label_b)
+        v, link = self.stack[0].vertical(self._embed(rows, jnp.arange(rows.shape[-1])), label_b)
         above, links = [], [link]
         for layer, x in zip(self.stack[1:], kept["above"]):
             seen = jnp.concatenate([x, v], 1)
@@ -105,9 +107,9 @@ class PixelCNN(nn.Module):
             links.append(link)
         return {"rows": rows, "above": above, "links": links}
 
-    def _embed(self, codes):
-        known = (codes != OUTSIDE)[..., None]
-        return jnp.where(known, jnp.take(self.codes, jnp.maximum(codes, 0), axis=0), 0).astype(self.dtype)  # NaN for a code of `classes` or more
+    def _embed(self, codes, columns):
+        known, own = (codes != OUTSIDE)[..., None], self.classes * (columns % self.slots)
+        return jnp.where(known, jnp.take(self.codes, jnp.maximum(codes, 0) + own, axis=0), 0).astype(self.dtype)  # NaN for a code of `classes` or more
 
     def _logits(self, h):
         return self.out(nn.relu(self.head(nn.relu(h)))).astype(jnp.float32)

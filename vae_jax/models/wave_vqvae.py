@@ -41,7 +41,7 @@ class Encoder(nn.Module):
     """x [b, t, c] in -1..1, real bool [b, t / 2^downs] -> z [b, t / 2^downs, dims], float32, of mean 0 and variance 1 over the real positions of each
     example and channel.
 
-    That is instance normalisation: what stays the same throughout a recording, such as its voice and its level, the codes need not tell, and cannot.
+    That is instance normalisation: what stays the same throughout a recording, such as its level and much of its voice, is taken from the codes.
     It also keeps them apart at the beginning: while the decoder does not listen yet, the commitment term alone draws all of z to one place.
     """
 
@@ -105,6 +105,6 @@ class Eavesdropper(nn.Module):
 
 
 def receptive_field(encoder: Encoder) -> int:
-    """Samples that a code depends on."""
+    """Samples that the convolutions behind a code hear; the normalisation hears the whole sound."""
     hop = 2**encoder.downs
     return 3 * hop - 2 + 2 * encoder.blocks * hop

@@ -3,8 +3,8 @@
     --config.start_from=encoder=RUN,quantizer=RUN,decoder=RUN        the players of a `vqvae` run, which no move trains
 
 Codes come from the pictures at every step, or ready-made from a folder that the verb encode_codes wrote. Of c codes a position, the map is taken c
-times as wide. All rates are of evaluation and in bits; a code of `uniform` bits is log2 K, of `empirical` ones costs the entropy of how often the
-codes of the split itself are used. Players: prior; encoder, quantizer, decoder.
+times as wide, and the prior knows which of them it is at. All rates are of evaluation and in bits; a code of `uniform` bits is log2 K, of `empirical` ones costs the entropy of how often the
+codes of the split itself are used. A prior that is told the class gives rates given the class. Players: prior; encoder, quantizer, decoder.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ class Model:
     top_k: int = 0  # samples take one of so many likeliest codes; 0 = of all
 
 
-def network(m: Model, classes: int, labels: int, dtype=jnp.float32) -> pixelcnn.PixelCNN:
-    return pixelcnn.PixelCNN(classes, m.channels, m.layers, m.first_kernel, m.kernel, m.hidden, labels if m.condition else 0, dtype)
+def network(m: Model, classes: int, labels: int, slots: int, dtype=jnp.float32) -> pixelcnn.PixelCNN:
+    return pixelcnn.PixelCNN(classes, m.channels, m.layers, m.first_kernel, m.kernel, m.hidden, labels if m.condition else 0, slots, dtype)
 
 
 def make(config: Config, spec) -> Task:
@@ -44,7 +44,9 @@ def make(config: Config, spec) -> Task:
     vq, q = vqvae.make(dataclasses.replace(config, model=m.autoencoder), spec), vqvae.quantizer(m.autoencoder)
     c, shape = q.groups * q.levels, vq.front.shape
     h, w = (side >> m.autoencoder.downs for side in shape[:2])
-    net = network(m, q.codes, len(labels), jnp.dtype(config.dtype))
+    if m.top_k > q.codes:
+        raise UserError(f"config.model.top_k={m.top_k} is more than the {q.codes} codes there are: give fewer, or 0 for all.")
+    net = network(m, q.codes, len(labels), c, jnp.dtype(config.dtype))
     uniform = h * w * c * math.log(q.codes)
 
     def label_of(batch):
@@ -112,6 +114,6 @@ def _check(config: Config, spec) -> tuple[str, ...]:
     """The names of the labels, or a UserError for settings that do not fit together or the data."""
     m = config.model
     for name, least in {"channels": 1, "layers": 1, "first_kernel": 1, "kernel": 1, "hidden": 1, "top_k": 0}.items():
-        if getattr(m, name) < least:
+        if not getattr(m, name) >= least:
             raise UserError(f"config.model.{name}={getattr(m, name)} is too small: give at least {least}.")
     return vqvae.labels_told(config, spec)

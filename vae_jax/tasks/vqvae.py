@@ -168,7 +168,7 @@ def _check(config: Config, spec, front) -> tuple[str, ...]:
     if m.likelihood not in LIKELIHOODS:
         raise UserError(f"config.model.likelihood={m.likelihood!r} is not one of {', '.join(LIKELIHOODS)}.")
     for name, least in {"codes": 2, "hidden": 2, "residual": 1, "blocks": 0, "downs": 1, "commitment": 0, "mixtures": 1}.items():
-        if getattr(m, name) < least:
+        if not getattr(m, name) >= least:
             raise UserError(f"config.model.{name}={getattr(m, name)} is too small: give at least {least}.")
     if not m.variance > 0:
         raise UserError(f"config.model.variance={m.variance} must be above 0: the variance of the training pixels, white = 1.")

@@ -3,8 +3,9 @@
     --config.start_from=encoder=RUN,quantizer=RUN,decoder=RUN        the players of a `wave_vqvae` run, which no move trains
 
 Codes come from the sounds at every step. A recording that ends within an example ends with a code more, END, so that samples end as well; codes
-behind it cost nothing. Of c codes a position, the sequence is taken c times as long. Rates are of evaluation, in bits a code, END's among those of
-the learned prior; a code of `uniform` bits is log2 K, of `empirical` ones costs the entropy of how often the codes of the split itself are used.
+behind it cost nothing. Of c codes a position, the sequence is taken c times as long, and the prior is told which of the c it is at. Rates are in bits
+a code, END's among those of the learned prior (given label and speaker where it is told these); a code of `uniform` bits is log2 K, of `empirical`
+ones costs the entropy of how often the codes of the split itself are used.
 Players: prior; encoder, quantizer, decoder.
 """
 
@@ -39,11 +40,17 @@ def make(config: Config, spec) -> Task:
     vq, q = wave_vqvae.make(dataclasses.replace(config, model=m.autoencoder), spec), vqvae.quantizer(m.autoencoder)
     c, end, front = q.groups * q.levels, q.codes, vq.front
     n, per_second = front.shape[0] // front.hop, front.rate / front.hop
+    if m.top_k > end + 1:
+        raise UserError(f"config.model.top_k={m.top_k} is more than the {end} codes and END that there are: give fewer, or 0 for all.")
     net = wavenet.WaveNet(end + 1, 0, tuple(2**i for i in range(m.layers)) * m.cycles, m.kernel, m.residual, m.gate, m.skip, jnp.dtype(config.dtype))
 
     def condition_of(batch):
         """[b, g] of what the prior is told, or None."""
         return jnp.concatenate([jax.nn.one_hot(batch[name], len(labels[name])) for name in m.condition], -1) if m.condition else None
+
+    def slots(b):
+        """Which of its position's codes each one is [b, n c, c], or None."""
+        return jnp.broadcast_to(jnp.tile(jnp.eye(c), (n, 1)), (b, n * c, c)) if c > 1 else None
 
     def real(batch):
         """bool [b, n]: codes that begin before the sound ends."""
@@ -58,19 +65,19 @@ def make(config: Config, spec) -> Task:
 
     def nats(params, codes, counted, condition):
         """[b, n c]: -log p of each code, 0 of those behind the first END."""
-        cost = -discretized.softmax_log_prob(net.apply(params["prior"], codes, condition), codes)
+        cost = -discretized.softmax_log_prob(net.apply(params["prior"], codes, condition, slots(len(codes))), codes)
         return jnp.where(jnp.arange(n * c) < counted[:, None], cost, 0.0)
 
     def init(key, batch):
         keys = jax.random.split(key)
         params, variables = vq.init(keys[0], batch)
         condition = condition_of(batch)
-        made = net.init(keys[1], jnp.zeros((1, n * c), jnp.int32), None if condition is None else condition[:1])
+        made = net.init(keys[1], jnp.zeros((1, n * c), jnp.int32), None if condition is None else condition[:1], slots(1))
         return {**params, "prior": made}, variables
 
     def loss(params, variables, batch, key, step):
         codes, counted, _ = codes_of(params, variables, batch)
-        value = jnp.sum(nats(params, codes, counted, condition_of(batch))) / jnp.sum(counted)
+        value = jnp.sum(nats(params, codes, counted, condition_of(batch))) / (c * jnp.sum(real(batch)))
         return value, (variables, {"loss": value, "share_of_uniform": value / math.log(end)})
 
     def metrics(params, variables, batch, key):
@@ -93,9 +100,11 @@ def make(config: Config, spec) -> Task:
         """request: temperature [n], and label and speaker [n] int32 where prior or decoder are told them. Behind END there is silence; `valid` [n]:
         how many samples come before."""
         keys, b = jax.random.split(key), len(request["temperature"])
-        drawn = wavenet.generate(net, params["prior"], keys[0], (b, n * c), condition_of(request), None, request["temperature"], m.top_k or None)
+        drawn = wavenet.generate(net, params["prior"], keys[0], (b, n * c), condition_of(request), slots(b), request["temperature"], m.top_k or None)
         length = jnp.sum(jnp.cumprod(drawn != end, 1), 1) // c
-        codes = jnp.where(drawn == end, 0, drawn).reshape(b, n, c)
+        # Behind END the last code goes on: the codes before it are heard beside it when they are spoken
+        last = jnp.minimum(jnp.arange(n), jnp.maximum(length - 1, 0)[:, None])[..., None]
+        codes = jnp.take_along_axis(jnp.where(drawn == end, 0, drawn).reshape(b, n, c), last, 1)
         audio = vq.decode(params, variables, codes, vq.condition and vq.condition(request), keys[1])["audio"]
         valid = length * front.hop
         return {"audio/mean": jnp.where(jnp.arange(audio.shape[1]) < valid[:, None], audio[..., 0], 0.0), "codes": codes, "valid": valid}
@@ -113,8 +122,10 @@ def _check(config: Config, spec) -> dict[str, tuple[str, ...]]:
     """{field: names of its classes} of what the prior is told, or a UserError for settings that do not fit together or the data."""
     m = config.model
     for name, least in {"cycles": 1, "layers": 1, "residual": 1, "gate": 1, "skip": 1, "top_k": 0}.items():
-        if getattr(m, name) < least:
+        if not getattr(m, name) >= least:
             raise UserError(f"config.model.{name}={getattr(m, name)} is too small: give at least {least}.")
+    if any("," in name for name in m.condition):
+        raise UserError(f"config.model.condition={m.condition}: several fields are written \"('label','speaker')\", in quotes.")
     if "" in m.condition or len(set(m.condition)) < len(m.condition):
         raise UserError(f"config.model.condition={m.condition} should be fields, each once: label, speaker, both, or () for none.")
     return {name: wave_vqvae.classes(config, spec, "config.model.condition", name) for name in m.condition}

@@ -2,8 +2,9 @@
 section 4.3).
 
 The encoder hears the 256 mu-law classes that the decoder has to tell, so quiet recordings are as large to it as loud ones. The loss is nats a sample,
-over the samples that are real (`valid`), and the commitment term, a mean over positions and channels. What lies behind the end of a recording is
-silence to the encoder, costs nothing, and moves no codebook. Players: encoder, quantizer (its codebook is among the variables where averages move it,
+over the samples that are real (`valid`), the commitment term, a mean over positions and channels, and where they are asked for the spectrum's error
+and what an eavesdropper learns (`spectrum`, `secrecy`). What lies behind the end of a recording is silence to the encoder, costs nothing, and moves
+no codebook. Players: encoder, quantizer (its codebook is among the variables where averages move it,
 else among the params), decoder. A code is `indices` int32 [b, n, c], c codes for each 2^downs samples.
 """
 
@@ -41,7 +42,7 @@ class Model:
     restart: float = 0.0
     kmeans: int = 10
     commitment: float = 0.25
-    condition: str = ""  # '', label or speaker: told to the decoder, so that codes need not tell it
+    condition: str = ""  # '', label or speaker: told to the decoder, so that codes need not
     cycles: int = 2  # of the WaveNet's dilations 1, 2, 4 ...
     layers: int = 10  # a cycle
     kernel: int = 2
@@ -94,8 +95,7 @@ def make(config: Config, spec) -> Task:
         x = discretized.unit(mu_law.encode(jnp.pad(x, ((0, 0), (0, -x.shape[1] % hop), (0, 0))), CLASSES), CLASSES)
         count, valid = x.shape[1] // hop, batch.get("valid", jnp.full(len(wave), wave.shape[1])) / ratio
         z = encoder.apply(params["encoder"], x, spectral.in_sound(valid, count, hop)[..., 0])
-        places = jnp.int32((jnp.arange(wave.shape[1] // hop) + 0.5) / ratio[:, None]).clip(max=count - 1)
-        return jnp.take_along_axis(z, places[..., None], 1)
+        return augment.in_place(z, ratio, wave.shape[1] // hop)
 
     def init(key, batch):
         keys = jax.random.split(key, 6)
@@ -176,7 +176,7 @@ def make(config: Config, spec) -> Task:
 
     reach = wavenet.receptive_field(net)
     ms = {name: f"{1000 * n / rate:.3g} ms" for name, n in (("hop", hop), ("heard", wave_vqvae.receptive_field(encoder)), ("reach", reach))}
-    about = lambda: (f"a code stands for {ms['hop']} and hears {ms['heard']}, {quantization.bits(q) * rate / hop:.4g} bits a second; "
+    about = lambda: (f"a code stands for {ms['hop']}, its convolutions hear {ms['heard']}, {quantization.bits(q) * rate / hop:.4g} bits a second; "
                      f"the decoder looks back {ms['reach']}")
     samples = -(-spec.fields["audio"].shape[0] // hop) * hop
     front = fronts.Front("wave", (samples, 1), analyse, rate=rate, hop=hop)
@@ -197,9 +197,9 @@ def _check(config: Config, spec) -> tuple[str, ...]:
         raise UserError(f"this VQ-VAE is for sounds as data_prep writes them, but the data set {spec.name} holds {', '.join(spec.fields)}.")
     if spec.fields["audio"].shape[1] != 1:
         raise UserError(f"this VQ-VAE is for one channel, but {config.data.dir} has {spec.fields['audio'].shape[1]}: prepare it with --channels=1.")
-    for name, least in {"hidden": 1, "blocks": 0, "downs": 1, "commitment": 0, "cycles": 1, "layers": 1, "residual": 1, "gate": 1, "skip": 1,
+    for name, least in {"codes": 2, "hidden": 1, "blocks": 0, "downs": 1, "commitment": 0, "cycles": 1, "layers": 1, "residual": 1, "gate": 1, "skip": 1,
                         "temperature": 0, "spectrum": 0, "detune": 0, "secrecy": 0}.items():
-        if getattr(m, name) < least:
+        if not getattr(m, name) >= least:
             raise UserError(f"config.model.{name}={getattr(m, name)} is too small: give at least {least}.")
     if crop % 2**m.downs:
         raise UserError(f"config.data.crop={crop} is no multiple of the {2**m.downs} samples that a code stands for (config.model.downs={m.downs}): "
@@ -207,7 +207,7 @@ def _check(config: Config, spec) -> tuple[str, ...]:
     if m.secrecy and not m.condition:
         raise UserError(f"config.model.secrecy={m.secrecy} needs something that codes are to keep to themselves: set config.model.condition to label or "
                         "speaker, or secrecy to 0.")
-    if m.detune > 12:
+    if not m.detune <= 12:
         raise UserError(f"config.model.detune={m.detune} semitones are more than an octave: no voice is that much faster; give 4, say.")
     return classes(config, spec, "config.model.condition", m.condition)
 

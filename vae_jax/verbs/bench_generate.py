@@ -10,6 +10,8 @@ import time
 import jax
 import jax.numpy as jnp
 
+from vae_jax import config as configs
+from vae_jax import data as datas
 from vae_jax import records, tasks
 from vae_jax.config import UserError
 from vae_jax.losses import discretized
@@ -26,6 +28,7 @@ def main(config, count: int) -> dict:
     if draw is None:
         raise UserError(f"--generate times what draws one code or sample after another, and {config.name} is of the task {config.task!r}; give "
                         "experiments/code_prior.py:photos or experiments/peers.py:wavenet, say.")
+    configs.check(config, 1, jax.default_backend())
     device = jax.devices()[0]
     return {"name": config.name, "device": device.device_kind, "jax": jax.__version__, "dtype": config.dtype, "count": count, **draw(config, count)}
 
@@ -37,7 +40,7 @@ def _maps(config, count):
     h, w = h >> m.autoencoder.downs, w >> m.autoencoder.downs
     w *= q.groups * q.levels
     labels = len(spec.fields["label"].labels) if m.condition else 0
-    net = code_prior.network(m, q.codes, labels, jnp.dtype(config.dtype))
+    net = code_prior.network(m, q.codes, labels, q.groups * q.levels, jnp.dtype(config.dtype))
     label = jnp.zeros(count, jnp.int32) if labels else None
     params = jax.jit(net.init)(jax.random.key(0), jnp.zeros((count, h, w), jnp.int32), label)
 
@@ -59,7 +62,8 @@ def _maps(config, count):
 
 
 def _sequences(config, count):
-    m, rate = config.model, records.open_folder(config.data.dir).facts["rate"]
+    m, spec = config.model, datas.cropped(records.open_folder(config.data.dir), config.data.crop)
+    rate = tasks.get(config, spec).front.rate  # says so where settings and data do not fit
     net, shape = wave_vqvae.network(m, jnp.dtype(config.dtype)), (count, SECONDS * rate)
     params = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
     generate = lambda i: wavenet.generate(net, params, jax.random.key(i), shape)
