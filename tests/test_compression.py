@@ -39,7 +39,7 @@ def prior(request):
 
 
 def test_packed_files(packed):
-    data = compression.write(packed, compression.Codes(CODES, None))
+    data = compression.write(packed, compression.Codes(CODES, {}))
     assert 0 < len(data) - 70 * 36 * 5 // 8 < 400  # 5 bits a code of 20, and the header
     np.testing.assert_array_equal(compression.read(packed, data, "x").indices, CODES)
 
@@ -47,18 +47,18 @@ def test_packed_files(packed):
 def test_files_of_a_decoder_that_is_told_the_class():
     label = RNG.integers(0, 3, 70).astype(np.int32)
     told = run("vqvae", told="label")
-    found = compression.read(told, compression.write(told, compression.Codes(CODES, label)), "x")
+    found = compression.read(told, compression.write(told, compression.Codes(CODES, {"label": label})), "x")
     np.testing.assert_array_equal(found.indices, CODES)
-    np.testing.assert_array_equal(found.label, label)
+    np.testing.assert_array_equal(found.told["label"], label)
 
 
 def test_files_of_a_prior(prior, monkeypatch):
     label = RNG.integers(0, 3, 70).astype(np.int32) if prior.task.condition else None
-    codes = compression.Codes(CODES, label)
+    codes = compression.Codes(CODES, {} if label is None else {"label": label})
     data = compression.write(prior, codes)
     found = compression.read(prior, data, "x")
     np.testing.assert_array_equal(found.indices, CODES)
-    np.testing.assert_array_equal(found.label, label)
+    assert (label is None and not found.told) or np.array_equal(found.told["label"], label)
     batch = {"codes": CODES, "label": np.zeros(70, np.int32) if label is None else label}
     nats = np.sum(np.asarray(jax.jit(prior.task.metrics)(prior.params, prior.variables, batch, None)["loss"]))
     start = len(compression.MAGIC) + compression.DIGEST + 4
@@ -82,7 +82,7 @@ def test_files_of_a_prior(prior, monkeypatch):
 
 
 def test_refusals(packed):
-    data = compression.write(packed, compression.Codes(CODES, None))
+    data = compression.write(packed, compression.Codes(CODES, {}))
     with pytest.raises(UserError, match="other weights"):
         compression.read(run("vqvae", seed=1), data, "mine.codes")
     for bad in (b"", data[:10], b"something else entirely", b"x" + data[1:]):

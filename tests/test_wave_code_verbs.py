@@ -1,6 +1,7 @@
 """What one does with a VQ-VAE of raw sound and a prior over its codes: training as typed, copies with another voice, what judges hear, new sounds."""
 
 import jax
+import jax.numpy as jnp
 import launch
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import soundfile
 import toys
 from sklearn.metrics import mutual_info_score
 
-from vae_jax import assess, assess_codes, data, fronts, metrics, records, report, report_spoken, session, train
+from vae_jax import assess, assess_codes, compression, data, fronts, metrics, records, report, report_spoken, session, train
 from vae_jax.config import Config, Data, Eval, Optim, Run, UserError
 from vae_jax.tasks import classifier, wave_code_prior, wave_vqvae
 from vae_jax.verbs import reconstruct_codes, sample_codes
@@ -109,6 +110,51 @@ def test_new_sounds(setup, capsys):
     assert 0 <= found["judge/label_in_samples"] <= 1 and found["judge/label_accuracy"] > 0.9
     with pytest.raises(UserError, match="--speaker=eve is not a class"):
         sample_codes.main(run, 8, {"speaker": "eve"}, 1.0, 0)
+
+
+def test_files_of_codes_of_sounds_of_any_length(setup):
+    """Packed and by the prior: they come back, and cost what the formula and the prior say."""
+    rng = np.random.default_rng(0)
+    valid = rng.integers(0, 1001, 70).astype(np.int32)
+    positions = np.maximum(1, -(-valid // 16))
+    kept = np.arange(63) < positions[:, None]
+    indices, marks = rng.integers(0, 8, (70, 63, 1)).astype(np.int32), {name: rng.integers(0, 2, 70).astype(np.int32) for name in ("label", "speaker")}
+    start = len(compression.MAGIC) + compression.DIGEST + 4
+    for name, told in (("vq", ("speaker",)), ("prior", ("label", "speaker"))):
+        run = session.open_run(str(setup / name))
+        codes = compression.Codes(indices, {field: marks[field] for field in told}, valid)
+        data = compression.write(run, codes)
+        found = compression.read(run, data, "x")
+        np.testing.assert_array_equal(found.indices[..., 0], np.where(kept, indices[..., 0], 0))
+        np.testing.assert_array_equal(found.valid, valid)
+        assert found.told.keys() == set(told) and all(np.array_equal(found.told[field], marks[field]) for field in told)
+        header = int.from_bytes(data[start - 4:start], "big")
+        beside = sum(-(-70 * bits // 8) for bits in [1] * len(told) + [10])  # 0 to 1,008 samples in ten bits
+        cost = (len(data) - start - header - beside) * 8
+        if name == "vq":
+            assert 0 <= cost - 3 * kept.sum() < 8
+        else:
+            m = run.config.model
+            net = wave_code_prior.network(m, 8)
+            logits = net.apply(run.params["prior"], jnp.where(kept, indices[..., 0], 8), wave_code_prior.condition(m, {"label": 2}, marks))[..., :8]
+            bits = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), indices, -1)[..., 0][kept].sum() / np.log(2)
+            assert cost == pytest.approx(bits, rel=0.002, abs=80)
+
+
+def test_compress_and_decompress_as_typed(setup):
+    said = launch.run("compress", f"--workdir={setup / 'prior'}", f"--out={setup / 'tones.codes'}")
+    assert said.returncode == 0 and "12 sounds, 3.0 s; 1 codes of 3 bits for 16 samples of 16: ratio 85.33 by the formula" in said.stdout, said.stderr
+    said = launch.run("decompress", f"--workdir={setup / 'prior'}", f"--codes={setup / 'tones.codes'}", f"--out={setup / 'tones.npz'}")
+    assert said.returncode == 0, said.stderr
+    found, run = np.load(setup / "tones.npz"), session.open_run(str(setup / "vq"))
+    batch = assess_codes.wholes(run, session.sources(run))["test"].read(np.arange(12))
+    np.testing.assert_array_equal(found["indices"], jax.jit(run.task.encode)(run.params, run.variables, batch)["indices"])
+    np.testing.assert_array_equal(found["speaker"], batch["speaker"])
+    wave, rate = soundfile.read(setup / "tones" / "003.wav", dtype="int16")
+    assert rate == toys.RATE and len(wave) == found["valid"][3] == 1000
+    np.testing.assert_allclose(wave, found["audio"][3, :1000], atol=1)
+    again = launch.run("decompress", f"--workdir={setup / 'prior'}", f"--codes={setup / 'tones.codes'}", f"--out={setup / 'tones.npz'}")
+    assert again.returncode == 2 and "not overwritten" in again.stderr
 
 
 def test_refusals(setup, tmp_path):

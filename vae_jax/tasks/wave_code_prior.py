@@ -10,6 +10,7 @@ Players: prior; encoder, quantizer, decoder.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -42,11 +43,7 @@ def make(config: Config, spec) -> Task:
     n, per_second = front.shape[0] // front.hop, front.rate / front.hop
     if m.top_k > end + 1:
         raise UserError(f"config.model.top_k={m.top_k} is more than the {end} codes and END that there are: give fewer, or 0 for all.")
-    net = wavenet.WaveNet(end + 1, 0, tuple(2**i for i in range(m.layers)) * m.cycles, m.kernel, m.residual, m.gate, m.skip, jnp.dtype(config.dtype))
-
-    def condition_of(batch):
-        """[b, g] of what the prior is told, or None."""
-        return jnp.concatenate([jax.nn.one_hot(batch[name], len(labels[name])) for name in m.condition], -1) if m.condition else None
+    net, condition_of = network(m, end, jnp.dtype(config.dtype)), functools.partial(condition, m, {name: len(of) for name, of in labels.items()})
 
     def slots(b):
         """Which of its position's codes each one is [b, n c, c], or None."""
@@ -111,6 +108,16 @@ def make(config: Config, spec) -> Task:
 
     return Task(init=init, moves={"train": Move(("prior",), loss)}, schedule=lambda step: ("train",), metrics=metrics, summary=summary,
                 encode=vq.encode, decode=vq.decode, condition=vq.condition, sample=sample, front=front)
+
+
+def network(m: Model, codes: int, dtype=jnp.float32) -> wavenet.WaveNet:
+    """Over the codes and END, the last of the classes."""
+    return wavenet.WaveNet(codes + 1, 0, tuple(2**i for i in range(m.layers)) * m.cycles, m.kernel, m.residual, m.gate, m.skip, dtype)
+
+
+def condition(m: Model, classes: dict[str, int], batch):
+    """[b, g] of what the prior is told, or None."""
+    return jnp.concatenate([jax.nn.one_hot(batch[name], classes[name]) for name in m.condition], -1) if m.condition else None
 
 
 def told(m: Model) -> tuple[str, ...]:

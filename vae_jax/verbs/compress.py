@@ -1,12 +1,13 @@
-"""compress: many pictures as one file of their codes, and what that costs.
+"""compress: many pictures or sounds as one file of their codes, and what that costs.
 
     python -m vae_jax compress --workdir=runs/vq_photos --out=photos.codes                    packed: log2 K bits a code, rounded up
     python -m vae_jax compress --workdir=runs/prior_photos --out=photos.codes                 range-coded by the learned prior
     python -m vae_jax compress --workdir=runs/vq_photos --data=datasets/mine --split=train --out=mine.codes
+    python -m vae_jax compress --workdir=runs/speech_prior --out=digits.codes                 sounds, of a wave_vqvae or its prior
     python -m vae_jax decompress --workdir=runs/vq_photos --codes=photos.codes --out=photos.npz
 
-Takes the run's held-out split, or a folder of data_prep. Prints the ratio by the formula (bits of 8-bit pictures over bits of their codes) and that
-of the file, with everything in it, and the PSNR of what comes back.
+Takes the run's held-out split, or a folder of data_prep. Prints the ratio by the formula (bits of 8-bit pictures, of 16-bit sound, over bits of their
+codes) and that of the file, with everything in it, and of pictures the PSNR of what comes back.
 """
 
 import math
@@ -25,9 +26,8 @@ OUT = flags.DEFINE_string("out", "", "The file that is written; one that exists 
 def main(started: float) -> int:
     import numpy as np
 
-    from vae_jax import compression, data, evaluate, session, tasks
+    from vae_jax import compression, evaluate, session
     from vae_jax import mesh as meshes
-    from vae_jax.media import measures
 
     if not OUT.value:
         raise UserError("name the file that is to be written: --out=pictures.codes.")
@@ -35,38 +35,83 @@ def main(started: float) -> int:
     if path.exists():
         raise UserError(f"{path} exists and is not overwritten: give another --out, or remove it.")
     run = trained.open_run()
-    compression.players(run)
+    q, told = compression.settings(run)
     if not SPLIT.value and not run.config.data.test:
         raise UserError("the run has no test split (config.data.test is empty); name one with --split.")
-    folder = DATA.value or run.config.data.dir
-    source, shape = data.Source(folder, SPLIT.value or run.config.data.test, run.config.data.memory_mb), run.task.front.shape
-    if "image" not in source.fields:
-        raise UserError(f"{folder} holds no pictures (its fields are {', '.join(source.fields)}): give those to compress with --data.")
-    if tuple(source.shapes["image"]) != tuple(shape):
-        raise UserError(f"the model takes pictures of {' x '.join(map(str, shape))}: prepare {folder} with that --size.")
-    names = run.spec.fields["label"].labels if run.task.condition else ()
-    if run.task.condition and ("label" not in source.fields or source.split.fields["label"].labels != names):
-        raise UserError(f"the model is told the class, one of {', '.join(names[:20])}, and the pictures of {folder} do not have these: prepare them "
-                        "from sub-folders of these names.")
+    folder, sounds = DATA.value or run.config.data.dir, run.task.front.hop > 0
+    source = _source(run, folder, sounds)
+    for name in told:
+        names = run.spec.fields[name].labels
+        if name not in source.fields or source.split.fields[name].labels != names:
+            raise UserError(f"the model is told the {name}, one of {', '.join(names[:20])}, and what is in {folder} does not have these: prepare it with the "
+                            "same names.")
     path.parent.mkdir(parents=True, exist_ok=True)
 
-    def rebuild(params, variables, batch):
-        code, made = tasks.rebuild(run.task, params, variables, batch)
-        return {"indices": code["indices"], "image": batch["image"], "made": made["image"]} | ({"label": batch["label"]} if "label" in batch else {})
+    def view(params, variables, batch):
+        code = run.task.encode(params, variables, batch)["indices"]
+        found = {"indices": code} | {name: batch[name] for name in told}
+        if sounds:
+            return found | {"valid": batch["valid"]}
+        made = run.task.decode(params, variables, code, run.task.condition and run.task.condition(batch))["image"]
+        return found | {"image": batch["image"], "made": made}
 
     with session.Leaving() as leaving:
-        rows = evaluate.collect(rebuild, run.params, run.variables, source, run.mesh, run.config.eval.batch, interrupted=leaving.now)
+        rows = evaluate.collect(view, run.params, run.variables, source, run.mesh, run.config.eval.batch, interrupted=leaving.now)
     if rows is None or not meshes.is_main():
         trained.left(rows is None)
         return 0
-    label = np.int32(rows["label"]) if run.task.condition else None
-    content = compression.write(run, compression.Codes(np.int32(rows["indices"]), label))
+    codes = compression.Codes(np.int32(rows["indices"]), {name: np.int32(rows[name]) for name in told}, np.int32(rows["valid"]) if sounds else None)
+    content = compression.write(run, codes)
     session.write_bytes(path, content)
-    n, each = len(rows["image"]), rows["indices"][0].size
-    raw, codes = 8 * math.prod(shape), compression.settings(run)[0].codes
-    error = measures.mse(rows["image"], rows["made"])
-    print(f"{n:,} pictures of {' x '.join(map(str, shape))}, {raw:,} bits each; {each:,} codes of {math.log2(codes):.4g} bits are "
-          f"{each * math.log2(codes):,.0f}: ratio {raw / (each * math.log2(codes)):.2f} by the formula")
-    print(f"{path}: {len(content):,} bytes with header, {8 * len(content) / (n * each):.3f} bits a code, ratio {raw * n / (8 * len(content)):.2f}; "
-          f"PSNR {float(np.mean(-10 * np.log10(error + 1e-12))):.2f} dB")
+    said, count, raw = (_of_sounds if sounds else _of_pictures)(run, q, rows)
+    print(said)
+    bits = 8 * len(content)
+    error = "" if sounds else f"; PSNR {_psnr(rows):.2f} dB"
+    print(f"{path}: {len(content):,} bytes with header, {bits / count:.3f} bits a code, ratio {raw / bits:.2f}{error}")
     return 0
+
+
+def _source(run, folder, sounds):
+    """What is to be compressed. Raises UserError where it does not fit the model."""
+    from vae_jax import assess_codes, data, records
+
+    front, expression = run.task.front, SPLIT.value or run.config.data.test
+    if sounds:
+        spec = records.open_folder(folder)
+        if "audio" not in spec.fields or spec.facts.get("rate") != front.rate or spec.fields["audio"].shape[1] != 1:
+            raise UserError(f"the model takes sound of one channel at {front.rate} Hz, and {folder} has other records: prepare it with --rate={front.rate}.")
+        return assess_codes.whole(run, folder, expression)
+    source = data.Source(folder, expression, run.config.data.memory_mb)
+    if "image" not in source.fields:
+        raise UserError(f"{folder} holds no pictures (its fields are {', '.join(source.fields)}): give those to compress with --data.")
+    if tuple(source.shapes["image"]) != tuple(front.shape):
+        raise UserError(f"the model takes pictures of {' x '.join(map(str, front.shape))}: prepare {folder} with that --size.")
+    return source
+
+
+def _of_pictures(run, q, rows):
+    """(what there is and the formula's ratio in words, how many codes, bits of the pictures as they are)"""
+    shape, n, each = run.task.front.shape, len(rows["indices"]), rows["indices"][0].size
+    raw, bits = 8 * math.prod(shape), each * math.log2(q.codes)
+    return (f"{n:,} pictures of {' x '.join(map(str, shape))}, {raw:,} bits each; {each:,} codes of {math.log2(q.codes):.4g} bits are {bits:,.0f}: ratio "
+            f"{raw / bits:.2f} by the formula"), n * each, n * raw
+
+
+def _of_sounds(run, q, rows):
+    """The same, of 16-bit samples."""
+    import numpy as np
+
+    from vae_jax.losses import quantization
+
+    front, valid = run.task.front, np.maximum(rows["valid"], 1).astype(np.int64)
+    positions, bits = int((-(-valid // front.hop)).sum()), quantization.bits(q)
+    return (f"{len(valid):,} sounds, {valid.sum() / front.rate:,.1f} s; {rows['indices'].shape[2]} codes of {math.log2(q.codes):.4g} bits for {front.hop} "
+            f"samples of 16: ratio {16 * front.hop / bits:.2f} by the formula"), positions * rows["indices"].shape[2], 16 * int(valid.sum())
+
+
+def _psnr(rows) -> float:
+    import numpy as np
+
+    from vae_jax.media import measures
+
+    return float(np.mean(-10 * np.log10(measures.mse(rows["image"], rows["made"]) + 1e-12)))
