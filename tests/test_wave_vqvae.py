@@ -159,18 +159,6 @@ def test_decoding_is_drawn_by_its_key_and_heeds_codes_and_speaker(trained):
     assert np.any(first[0] != speak(code, [1, 1])[0]) and np.any(first[0] != speak((code + 1) % 8, [0, 1])[0])
 
 
-def test_a_decoder_can_be_told_nothing_and_then_be_guided():
-    config, _, state, train = made(untold=0.5)
-    value = lambda share, key: float(tasks.get(dataclasses.replace(config, model=dataclasses.replace(config.model, untold=share)), SPEC).moves["train"].loss(
-        state.params, state.variables, BATCH, jax.random.key(key), 0)[1][1]["nats_per_sample"])
-    assert value(0.0, 0) == value(0.0, 0) and len({value(0.5, key) for key in range(4)}) > 2  # other sounds are told nothing
-    state, _ = train(state, 40)
-    guided = tasks.get(dataclasses.replace(config, model=dataclasses.replace(config.model, guidance=2.0)), SPEC)
-    code = jax.jit(guided.encode)(state.params, state.variables, BATCH)["indices"][:2]
-    made_of = lambda task: np.asarray(jax.jit(task.decode)(state.params, state.variables, code, jnp.eye(2))["audio"])
-    assert np.any(made_of(guided) != made_of(tasks.get(config, SPEC)))
-
-
 def test_the_spectrum_that_codes_must_tell():
     """Against librosa's, of a head that says 0 everywhere; and it is learned."""
     _, task, state, train = made(spectrum=1.0)
@@ -254,8 +242,7 @@ def test_a_prior_over_two_codebooks_is_told_which_it_is_at_and_ends_behind_whole
     (dict(downs=0), "config.model.downs=0 is too small"), (dict(condition="singer"), "'singer' is not one of"), (dict(quantizer="fsq"), "grid"),
     (dict(temperature=-1.0), "temperature=-1.0 is too small"), (dict(detune=40.0), "detune=40.0 semitones"),
     (dict(condition="", secrecy=1.0), "secrecy=1.0 needs"), (dict(codes=1), "codes=1 is too small"),
-    (dict(detune=math.nan), "detune=nan"), (dict(guidance=1.0), "needs a decoder that was trained"),
-    (dict(untold=1.0), "share below 1"), (dict(quantizer="fsq", grid=("8x5",)), "whole numbers")])
+    (dict(detune=math.nan), "detune=nan"), (dict(quantizer="fsq", grid=("8x5",)), "whole numbers")])
 def test_refusals(settings, message):
     with pytest.raises(UserError, match=message):
         made(**settings)

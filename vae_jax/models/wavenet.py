@@ -148,25 +148,20 @@ def step(model: WaveNet, weights, state, previous_b, local_bc=None):
     return {"position": position + 1, "rings": rings}, _head(weights, gated)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "shape", "top_k", "guided"))
-def generate(model: WaveNet, params, key, shape, condition_bg=None, local_btc=None, temperature=1.0, top_k=None, x_bt=None, mask_bt=None,
-             guided: bool = False, guidance=0.0):
+@functools.partial(jax.jit, static_argnames=("model", "shape", "top_k"))
+def generate(model: WaveNet, params, key, shape, condition_bg=None, local_btc=None, temperature=1.0, top_k=None, x_bt=None, mask_bt=None):
     """Draws sequences: int32 of shape (b, t), the same for the same key.
 
     temperature: a number or [b]; top_k: of classes; see `discretized`. Where mask [b, t] is True the integer given in x is kept, and everything
-    behind it is drawn to fit (a given beginning, or gaps to be filled); what lies before it is not. guided: outputs are those under the conditions
-    plus `guidance` times their difference from those under conditions of zeros (Ho and Salimans 2022), which a net must have been trained with.
-    Raises UserError for top_k or guidance with logistics and for x or mask alone.
+    behind it is drawn to fit (a given beginning, or gaps to be filled); what lies before it is not. Raises UserError for top_k with logistics and for
+    x or mask alone.
     """
     b, t = shape
     if (x_bt is None) != (mask_bt is None):
         raise UserError("A WaveNet completes a sequence x where a mask says which positions are given: pass both or neither.")
-    if (top_k or guided) and model.components:
-        raise UserError("top_k and guidance are for classes, but this WaveNet's outputs are logistics: lower the temperature instead.")
-    if guided:  # a second sequence beside each, of the same draws, that knows of no condition
-        condition_bg, local_btc = (None if x is None else jnp.concatenate([x, jnp.zeros_like(x)]) for x in (condition_bg, local_btc))
-    rows = 2 * b if guided else b
-    weights = prepare(model, params, rows, condition_bg)
+    if top_k and model.components:
+        raise UserError("top_k chooses among classes, but this WaveNet's outputs are logistics: lower the temperature instead.")
+    weights = prepare(model, params, b, condition_bg)
     _check(weights, local=local_btc)
     _rows_fit(local_btc, t)
     n = 1 if local_btc is None else local_btc.shape[1]
@@ -179,10 +174,7 @@ def generate(model: WaveNet, params, key, shape, condition_bg=None, local_btc=No
     def position(own, carry, inputs):
         state, previous = carry
         uniform, given, mask = inputs
-        state, outputs = step(model, own, state, jnp.concatenate([previous] * (rows // b)))
-        if guided:
-            told, untold = jnp.split(outputs, 2)
-            outputs = told + guidance * (told - untold)
+        state, outputs = step(model, own, state, previous)
         if model.components:
             x = discretized.logistic_draw(uniform, outputs, model.classes, temperature)
         else:
@@ -193,8 +185,8 @@ def generate(model: WaveNet, params, key, shape, condition_bg=None, local_btc=No
     uniform = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (b, 2)))(jnp.arange(t))
     given, mask = (None if x is None else jnp.broadcast_to(x, shape).T for x in (x_bt, mask_bt))
     by_row = jax.tree.map(lambda x: x.reshape(n, t // n, *x.shape[1:]), (uniform, given, mask))
-    local = None if local_btc is None else jnp.broadcast_to(local_btc, (rows, *local_btc.shape[1:])).swapaxes(0, 1)
-    return lax.scan(row, (start(model, rows), jnp.zeros(b, jnp.int32)), (local, by_row))[1].reshape(t, b).T
+    local = None if local_btc is None else jnp.broadcast_to(local_btc, (b, *local_btc.shape[1:])).swapaxes(0, 1)
+    return lax.scan(row, (start(model, b), jnp.zeros(b, jnp.int32)), (local, by_row))[1].reshape(t, b).T
 
 
 def _enter(model, p, x):

@@ -52,8 +52,6 @@ class Model:
     secrecy: float = 0.0  # how hard the encoder works against a net that learns to tell the condition from codes
     detune: float = 0.0  # semitones by which training plays sounds faster or slower to the encoder, so that codes cannot tell a voice by its pitch
     spectrum: float = 0.0  # weight of the spectrum that must be told from codes and voice alone, a squared error in units of 10 dB
-    untold: float = 0.0  # share of training sounds of which the decoder is told neither codes nor voice, so that it can be guided
-    guidance: float = 0.0  # how far, when sounds are made of codes, logits go beyond what codes and voice change of those without
     temperature: float = 1.0  # of the draws that make a sound of codes
 
 
@@ -134,15 +132,11 @@ def make(config: Config, spec) -> Task:
 
     def loss(params, variables, batch, key, step):
         x, z, mask, codes = hear(params, batch)
-        keys = jax.random.split(key, 3)
+        keys = jax.random.split(key)
         z = detuned(params, batch, keys[0]) if m.detune else z
         z_q, tree, used = quantization.learn(q, vqvae.codebook(m, params, variables), z, keys[1], codes)
         told, condition = context.apply(params["decoder"]["context"], z_q), condition_of(batch)
-        known = (told, condition)
-        if m.untold:
-            kept = jax.random.uniform(keys[2], (len(x), 1)) >= m.untold
-            known = (told * kept[..., None], None if condition is None else condition * kept)
-        error = jnp.sum(nats(params, x, *known), where=mask) / jnp.sum(mask)
+        error = jnp.sum(nats(params, x, told, condition), where=mask) / jnp.sum(mask)
         total, found = error + vqvae.codes_cost(m, used), {}
         if m.spectrum:
             found["spectrum"] = jnp.sum(spectrum_error(params, x, told, condition, codes), where=codes) / jnp.sum(codes)
@@ -161,8 +155,7 @@ def make(config: Config, spec) -> Task:
         """Drawn from the WaveNet: the same for the same key, key(0) where there is none."""
         told = context.apply(params["decoder"]["context"], quantization.lookup(q, vqvae.codebook(m, params, variables), code))
         shape, key = (len(code), code.shape[1] * hop), jax.random.key(0) if key is None else key
-        drawn = wavenet.generate(net, params["decoder"]["wavenet"], key, shape, condition if m.condition else None, told, m.temperature,
-                                 guided=m.guidance > 0, guidance=m.guidance)
+        drawn = wavenet.generate(net, params["decoder"]["wavenet"], key, shape, condition if m.condition else None, told, m.temperature)
         return {"audio": mu_law.decode(drawn, CLASSES)[..., None]}
 
     def metrics(params, variables, batch, key):
@@ -205,7 +198,7 @@ def _check(config: Config, spec) -> tuple[str, ...]:
     if spec.fields["audio"].shape[1] != 1:
         raise UserError(f"this VQ-VAE is for one channel, but {config.data.dir} has {spec.fields['audio'].shape[1]}: prepare it with --channels=1.")
     for name, least in {"codes": 2, "hidden": 1, "blocks": 0, "downs": 1, "commitment": 0, "cycles": 1, "layers": 1, "residual": 1, "gate": 1, "skip": 1,
-                        "temperature": 0, "spectrum": 0, "detune": 0, "secrecy": 0, "untold": 0, "guidance": 0}.items():
+                        "temperature": 0, "spectrum": 0, "detune": 0, "secrecy": 0}.items():
         if not getattr(m, name) >= least:
             raise UserError(f"config.model.{name}={getattr(m, name)} is too small: give at least {least}.")
     if crop % 2**m.downs:
@@ -214,9 +207,6 @@ def _check(config: Config, spec) -> tuple[str, ...]:
     if m.secrecy and not m.condition:
         raise UserError(f"config.model.secrecy={m.secrecy} needs something that codes are to keep to themselves: set config.model.condition to label or "
                         "speaker, or secrecy to 0.")
-    if not m.untold < 1 or m.guidance and not m.untold:
-        raise UserError(f"config.model.untold={m.untold} is a share below 1, and config.model.guidance={m.guidance} needs a decoder that was trained with "
-                        "one above 0: 0.1, say.")
     if not m.detune <= 12:
         raise UserError(f"config.model.detune={m.detune} semitones are more than an octave: no voice is that much faster; give 4, say.")
     return classes(config, spec, "config.model.condition", m.condition)
