@@ -133,7 +133,7 @@ def compared(titles, found: dict, role: str) -> html.Table:
     """Figures of evaluation, held-out and of training, of `titles` (name, title, note) those that were found; beside one its standard error."""
 
     def value(side, name):
-        figure, error = found[f"eval/{side}/{name}"], found.get(f"eval/{side}/{name}_error")
+        figure, error = found.get(f"eval/{side}/{name}"), found.get(f"eval/{side}/{name}_error")  # some are of held-out examples alone
         return int(figure) if name == "active_units" else figure if error is None else (figure, error)
 
     sides = list(dict.fromkeys((role, "train")))
