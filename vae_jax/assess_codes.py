@@ -124,7 +124,8 @@ def judged(run, judge: str, sources: dict, interrupted=lambda: False) -> dict | 
     judge/FIELD_accuracy: its own, of its own data. FIELD_in_originals, FIELD_in_copies: how often it names the true class. Where the decoder is told
     a class, every sound is made again with another: FIELD_kept, the true class is still named, or, if the judge tells those very classes apart,
     FIELD_moved, the one that was asked for. correlation: of the waves of copies with their originals, the mean of its size. Of a prior's new sounds:
-    FIELD_in_samples, how often the class is named that was asked for, and samples_end, the share that ends by itself.
+    FIELD_in_samples, how often the class is named that was asked for, and samples_end, the share that ends by itself. Beside each share of FIELD its
+    standard error, sqrt(p (1 - p) / n).
     Raises UserError for a judge that cannot hear them.
     """
     other = session.open_run(judge)
@@ -146,6 +147,10 @@ def _verdict(other, audio_bt1, samples):
     """Numbers of the classes that a judge names, [b]."""
     heard = jnp.pad(audio_bt1, ((0, 0), (0, max(0, samples - audio_bt1.shape[1])), (0, 0)))[:, :samples]
     return jnp.argmax(other.task.encode(other.params, other.variables, {"audio": heard})["logits"], -1)
+
+
+def _with_errors(found: dict, field: str, n: int) -> dict:
+    return found | {f"{name}_error": (p * (1 - p) / n) ** 0.5 for name, p in found.items() if name.startswith(f"judge/{field}_")}
 
 
 def _copies(run, other, field, samples, sources):
@@ -175,7 +180,7 @@ def _copies(run, other, field, samples, sources):
         if count > 1:
             moved = field == told
             found[f"judge/{field}_{'moved' if moved else 'kept'}"] = share("swapped", "target" if moved else "truth")
-        return found
+        return _with_errors(found, field, len(rows["truth"]))
 
     return collected
 
@@ -202,7 +207,7 @@ def _new(run, other, field, samples, judge):
                 return None
         named, ends = (np.concatenate([part[k] for part in parts]) for k in ("named", "ends"))
         agreed = float(np.mean(named == request[field]))
-        return {f"judge/{field}_in_samples": agreed, "judge/samples_end": float(ends.mean()), "judge/samples": SAMPLES}
+        return _with_errors({f"judge/{field}_in_samples": agreed, "judge/samples_end": float(ends.mean()), "judge/samples": SAMPLES}, field, SAMPLES)
 
     return collected
 

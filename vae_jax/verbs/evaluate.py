@@ -41,18 +41,20 @@ def main(started: float) -> int:
         if "kl_per_dimension/" not in name:
             print(f"{name:42s} {value:14.6g}")
     path = run.workdir / (f"evaluation-{re.sub(r'[^0-9A-Za-z_]+', '_', SPLIT.value)}.json" if SPLIT.value else "evaluation.json")
-    session.write_json(path, {"checkpoint": run.step, "seed": run.config.seed, "judge": JUDGE.value, "results": _before(path, run.step) | found})
+    before, judges = _before(path, run.step)
+    judges = ", ".join(dict.fromkeys([name for name in (*judges.split(", "), JUDGE.value) if name]))  # whose figures stay in the file
+    session.write_json(path, {"checkpoint": run.step, "seed": run.config.seed, "judge": judges, "results": before | found})
     print(path)
     return 0
 
 
-def _before(path, step: int) -> dict:
-    """What the file holds of the same checkpoint."""
+def _before(path, step: int) -> tuple[dict, str]:
+    """What the file holds of the same checkpoint, and the judges that said it."""
     try:
         stored = json.loads(path.read_text())
-        return dict(stored["results"]) if stored["checkpoint"] == step else {}
+        return (dict(stored["results"]), str(stored["judge"])) if stored["checkpoint"] == step else ({}, "")
     except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        return {}, ""
 
 
 def _parse(text: str) -> tuple[str, int]:
