@@ -64,6 +64,9 @@ def test_codes_of_the_prior_are_the_same_and_files_are_kept(setup, packed):
     np.testing.assert_array_equal(found["indices"], packed["indices"])
     np.testing.assert_array_equal(found["image"], packed["image"])
     np.testing.assert_array_equal(found["label"], np.arange(27) % 2)
+    mismatched = verb("train", f"--config={folder / 'toy.py'}:code_prior", f"--workdir={folder / 'other'}", f"--config.start_from={setup[1]}",
+                      "--config.model.autoencoder.commitment=0.5", wrong=True)
+    assert "commitment=0.25, and config.model.autoencoder.commitment is 0.5 here: give --config.model.autoencoder.commitment=0.25" in mismatched
     assert "not overwritten" in verb("compress", f"--workdir={folder / 'vq'}", f"--out={folder / 'vq.codes'}", wrong=True)
     assert "other weights" in verb("decompress", f"--workdir={folder / 'vq'}", f"--codes={folder / 'prior.codes'}",
                                    f"--out={folder / 'x.npz'}", wrong=True)

@@ -11,7 +11,8 @@ from sklearn.metrics import mutual_info_score
 
 from vae_jax import assess, assess_codes, compression, data, fronts, metrics, records, report, report_spoken, session, train
 from vae_jax.config import Config, Data, Eval, Optim, Run, UserError
-from vae_jax.tasks import classifier, wave_code_prior, wave_vqvae
+from vae_jax.latents import pca, probes
+from vae_jax.tasks import classifier, vqvae, wave_code_prior, wave_vqvae
 from vae_jax.verbs import reconstruct_codes, sample_codes
 
 MODEL = dict(hidden=8, blocks=0, downs=4, codes=8, dims=4, kmeans=2, cycles=1, layers=2, residual=8, gate=8, skip=16, condition="speaker")
@@ -77,7 +78,22 @@ def test_figures_and_the_judges_of_copies(setup):
     chance = np.mean([told(np.random.default_rng(i).permutation(batch["label"])) for i in range(20)])
     assert first["eval/test/information_label_by_chance"] == pytest.approx(chance, rel=1e-5)
     assert first["eval/test/information_label"] == pytest.approx(told(batch["label"]) - chance, rel=1e-4, abs=1e-7)
-    assert all(0 <= first[f"eval/test/probe_{name}_{kind}"] <= 1 for name in ("label", "speaker") for kind in ("codes", "z", "majority"))
+
+    codebook = np.asarray(vqvae.codebook(run.config.model, run.params, run.variables)["codebook"]).reshape(8, 4)
+
+    def views(role):
+        rows = data.Source(str(setup / "data"), role)
+        batch = rows.read(np.arange(len(rows)))
+        vectors = codebook[np.asarray(jax.jit(run.task.encode)(run.params, run.variables, batch)["indices"])[..., 0]]
+        sixths = [[part.mean(0) for part in (v[n * i // 6:n * (i + 1) // 6] for i in range(6))] for v, n in zip(vectors, -(-batch["valid"] // 16))]
+        return np.asarray(sixths), batch
+
+    (train_x, train_batch), (x, batch) = views("train"), views("test")
+    directions = pca.fit(train_x, 64)
+    for name in ("label", "speaker"):
+        assert first[f"eval/test/probe_{name}_majority"] == np.bincount(batch[name]).max() / 12
+        by_hand = probes.linear_probe(pca.project(directions, train_x), train_batch[name], pca.project(directions, x), batch[name])[0]
+        assert first[f"eval/test/probe_{name}_codes"] == pytest.approx(by_hand, abs=1e-6)
 
 
 def test_copies_as_files(setup, capsys, tmp_path):
@@ -98,7 +114,7 @@ def test_copies_as_files(setup, capsys, tmp_path):
     assert (len(made), rate) == (3000, toys.RATE) and np.std(made) > 1e-4 and "0.75 s as ann" in capsys.readouterr().out
 
 
-def test_new_sounds(setup, capsys):
+def test_new_sounds(setup, capsys, monkeypatch):
     run = session.open_run(str(setup / "prior"))
     assert sample_codes.main(run, 8, {"label": "", "speaker": "bob"}, 1.0, 0) == 0
     stored = np.load(setup / "prior" / "samples" / "count8-speaker1-temperature1-seed0.npz")
@@ -109,8 +125,18 @@ def test_new_sounds(setup, capsys):
     assert [len(soundfile.read(f)[0]) for f in files] == [max(1, n) for n in stored["valid"]]
     request = assess_codes.requests(run, 8)
     assert {tuple(pair) for pair in zip(request["label"].tolist(), request["speaker"].tolist())} == {(0, 0), (0, 1), (1, 0), (1, 1)}
-    found = assess_codes.judged(run, str(setup / "label"), {})
-    assert 0 <= found["judge/label_in_samples"] <= 1 and found["judge/label_accuracy"] > 0.9
+    monkeypatch.setattr(assess_codes, "SAMPLES", 60)
+    found, request = assess_codes.judged(run, str(setup / "label"), {}), assess_codes.requests(run, 60)
+    judge = session.open_run(str(setup / "label"))
+    sample, right, ended = jax.jit(run.task.sample), 0, 0
+    for i, rows in enumerate((slice(0, 50), slice(50, 60))):
+        key = jax.random.fold_in(jax.random.key(run.config.seed + 3), i)
+        drawn = sample(run.params, run.variables, key, {k: v[rows] for k, v in request.items()})
+        heard = {"audio": drawn["audio/mean"][:, :1000, None]}
+        right += int((np.argmax(judge.task.encode(judge.params, judge.variables, heard)["logits"], -1) == request["label"][rows]).sum())
+        ended += int((drawn["valid"] < 1008).sum())
+    assert found["judge/label_in_samples"] == pytest.approx(right / 60) and found["judge/samples_end"] == pytest.approx(ended / 60)
+    assert found["judge/label_accuracy"] > 0.9
     with pytest.raises(UserError, match="--speaker=eve is not a class"):
         sample_codes.main(run, 8, {"speaker": "eve"}, 1.0, 0)
 
@@ -121,7 +147,8 @@ def test_files_of_codes_of_sounds_of_any_length(setup):
     valid = rng.integers(0, 1001, 70).astype(np.int32)
     positions = np.maximum(1, -(-valid // 16))
     kept = np.arange(63) < positions[:, None]
-    indices, marks = rng.integers(0, 8, (70, 63, 1)).astype(np.int32), {name: rng.integers(0, 2, 70).astype(np.int32) for name in ("label", "speaker")}
+    indices = rng.integers(0, 8, (70, 63, 1)).astype(np.int32)
+    marks = {name: rng.integers(0, 2, 70).astype(np.int32) for name in ("label", "speaker")}
     start = len(compression.MAGIC) + compression.DIGEST + 4
     for name, told in (("vq", ("speaker",)), ("prior", ("label", "speaker"))):
         run = session.open_run(str(setup / name))
@@ -146,7 +173,7 @@ def test_files_of_codes_of_sounds_of_any_length(setup):
 
 def test_compress_and_decompress_as_typed(setup):
     said = launch.run("compress", f"--workdir={setup / 'prior'}", f"--out={setup / 'tones.codes'}")
-    assert said.returncode == 0 and "12 sounds, 3.0 s; 1 codes of 3 bits for 16 samples of 16: ratio 85.33 by the formula" in said.stdout, said.stderr
+    assert said.returncode == 0 and "12 sounds, 3.0 s; 1 code of 3 bits for 16 samples of 16: ratio 85.33 by the formula" in said.stdout, said.stderr
     said = launch.run("decompress", f"--workdir={setup / 'prior'}", f"--codes={setup / 'tones.codes'}", f"--out={setup / 'tones.npz'}")
     assert said.returncode == 0, said.stderr
     found, run = np.load(setup / "tones.npz"), session.open_run(str(setup / "vq"))

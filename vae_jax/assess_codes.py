@@ -21,8 +21,9 @@ SAMPLES = 300  # new sounds that a judge hears
 
 
 def figures(run, sources: dict, interrupted=lambda: False) -> dict | None:
-    """`sources` as `wholes` gives them: what codes tell of class and speaker (V11), held out; None if interrupted. Nothing for a prior: its codes are those of another run.
+    """What codes tell of class and speaker (V11), held out; None if interrupted. Nothing for a prior: its codes are those of another run.
 
+    sources: as `wholes` gives them.
     probe_FIELD_codes, probe_FIELD_z: accuracy of logistic regression on the mean of what codes stand for, and of what the encoder gave, in each of
     PARTS equal parts of a sound, both on their first DIRECTIONS; probe_FIELD_majority: of always the commonest class. information_FIELD: bits that
     one code tells of the class of its sound, I(code; class) of the held-out counts (plug-in) less information_FIELD_by_chance, the same where
@@ -135,8 +136,8 @@ def judged(run, judge: str, sources: dict, interrupted=lambda: False) -> dict | 
     if rate != run.task.front.rate or field not in run.spec.fields or run.spec.fields[field].labels != other.spec.fields[field].labels:
         raise UserError(f"{judge} tells a {field} at {rate} Hz; this run's sounds must have the same rate and the same classes of {field}.")
     if run.spec.digest != other.spec.digest:
-        raise UserError(f"{judge} learned from other data ({other.config.data.dir}) than this run ({run.config.data.dir}), so it may have heard what it is "
-                        "to judge: train one on the same data, as experiments/judge.py does with --config.data.dir.")
+        raise UserError(f"{judge} learned from other data ({other.config.data.dir}) than this run ({run.config.data.dir}), so it may have heard what "
+                        "it is to judge: train one on the same data, as experiments/judge.py does with --config.data.dir.")
     hear = _new(run, other, field, samples, judge) if run.task.sample else _copies(run, other, field, samples, sources)
     found = hear(interrupted)
     own = None if found is None else evaluate.splits(other, session.sources(other, ("test",)), interrupted)

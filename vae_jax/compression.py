@@ -1,9 +1,9 @@
 """A file of the codes of many pictures or sounds: packed by the run of an autoencoder, range-coded by that of a prior, and back to the same codes.
 
-A file is MAGIC, SHA-256 of all that follows (its first DIGEST bytes), the length of the header (uint32, big-endian), the header (JSON), what the model
-is told, and of sounds how long they are (packed), codes. Codes of the prior come back only where its probabilities are the very same numbers: so both
-sides run the same compiled step on as many maps or sounds at once, the header names model and machine, and a checksum of the codes says in the end
-whether all went well.
+A file is MAGIC, SHA-256 of all that follows (its first DIGEST bytes), the length of the header (uint32, big-endian), the header (JSON), what the
+model is told, and of sounds how long they are (packed), codes. Codes of the prior come back only where its probabilities are the very same numbers:
+so both sides run the same compiled step on as many maps or sounds at once, the header names model and machine, and a checksum of the codes says in
+the end whether all went well.
 """
 
 import functools
@@ -44,8 +44,8 @@ def players(run) -> tuple[str, ...]:
         return ("quantizer", "decoder")
     if run.config.task in ("code_prior", "wave_code_prior"):
         return ("quantizer", "decoder", "prior")
-    raise UserError(f"{run.workdir} is a run of the task {run.config.task!r}, of whose codes there are no files; give one of vqvae, code_prior, wave_vqvae "
-                    "or wave_code_prior.")
+    raise UserError(f"{run.workdir} is a run of the task {run.config.task!r}, of whose codes there are no files; give one of vqvae, code_prior, "
+                    "wave_vqvae or wave_code_prior.")
 
 
 def settings(run) -> tuple[quantization.Quantizer, dict[str, int]]:
@@ -64,7 +64,7 @@ def write(run, codes: Codes) -> bytes:
     n, *shape = codes.indices.shape
     counted = _counted(run, n, shape, codes.valid)
     flat = np.where(counted, codes.indices.reshape(n, -1), 0)
-    header = {"shape": shape, "codes": q.codes, "count": n, "model": mark(run), "checksum": _checksum(flat, codes), "seen": list(run.task.front.shape)}
+    header = {"shape": shape, "codes": q.codes, "count": n, "model": mark(run), "checksum": _checksum(flat, codes)}
     beside = b"".join(coding.pack(codes.told[name], coding.bits_of(size)) for name, size in sizes.items())
     if codes.valid is not None:
         beside += coding.pack(codes.valid, _bits_of_valid(run, shape))
@@ -90,11 +90,11 @@ def read(run, data: bytes, origin: str) -> Codes:
     header, data = json.loads(data[start + 4:start + 4 + size]), data[start + 4 + size:]
     n, shape, machine = header["count"], header["shape"], header.get("machine")
     if header["model"] != mark(run):
-        raise UserError(f"{origin} was written with other weights than those of {run.workdir} at step {run.step}: its codes would mean something else. "
-                        "Give the run, and with --checkpoint the step, that compressed it.")
+        raise UserError(f"{origin} was written with other weights than those of {run.workdir} at step {run.step}: its codes would mean something "
+                        "else. Give the run, and with --checkpoint the step, that compressed it.")
     if machine not in (None, _machine()):
-        raise UserError(f"{origin} was written on another kind of machine ({machine}; this is {_machine()}), where the prior's probabilities differ in "
-                        "their last bits: decompress it there, or compress with the autoencoder's run, whose files are packed and open anywhere.")
+        raise UserError(f"{origin} was written on another kind of machine ({machine}; this is {_machine()}), where the prior's probabilities differ "
+                        "in their last bits: decompress it there, or compress with the autoencoder's run, whose files are packed and open anywhere.")
 
     def taken(bits):
         nonlocal data
@@ -114,9 +114,9 @@ def read(run, data: bytes, origin: str) -> Codes:
     except ValueError:  # of the decoder, which lost its way
         codes = None
     if codes is None or _checksum(flat, codes) != header["checksum"]:
-        raise UserError(f"{origin} is whole, but here the prior's probabilities differ in their last bits from those it was written with, as they may "
-                        "between processors of one kind: decompress it on the machine that wrote it, or compress with the autoencoder's run, whose files "
-                        "open anywhere.")
+        raise UserError(f"{origin} is whole, but here the prior's probabilities differ in their last bits from those it was written with, as they "
+                        "may between processors of one kind: decompress it on the machine that wrote it, or compress with the autoencoder's run, "
+                        "whose files open anywhere.")
     return codes
 
 
@@ -135,7 +135,7 @@ def _bits_of_valid(run, shape):
 def _by_prior(run, known, counted, told, decoder=None):
     """Codes `known` [n, l] as bytes or, with a decoder, out of these into `known`."""
     n, starts, sizes = len(known), [], []
-    begin, step = (_sounds if run.task.front.hop else _maps)(run, known.shape[1], told)
+    begin, step = (_sounds if run.task.front.hop else _maps)(run, told)
     for first in range(0, n, MAPS):
         count = min(n - first, MAPS)
         state, previous = begin(np.minimum(np.arange(first, first + MAPS), n - 1)), np.zeros(MAPS, np.int32)
@@ -159,7 +159,7 @@ def _by_prior(run, known, counted, told, decoder=None):
         raise ValueError("data is left over")
 
 
-def _maps(run, length, told):
+def _maps(run, told):
     """begin(rows) -> state, step(state, previous, position) -> (state, logits [MAPS, K]) of a prior over pictures' codes."""
     q, sizes = settings(run)
     m, c = run.config.model, q.groups * q.levels
@@ -170,7 +170,7 @@ def _maps(run, length, told):
     return begin, lambda state, previous, _: step(params, state, previous)
 
 
-def _sounds(run, length, told):
+def _sounds(run, told):
     """The same of one over sounds' codes. Files say how long sounds are, so END is none of the choices."""
     q, sizes = settings(run)
     m, c = run.config.model, q.groups * q.levels

@@ -106,11 +106,11 @@ def build(task, params, variables, splits: dict, history: list[dict], info: dict
         audio=audio, mixture=mixture,
     )
     latent = train.mean.shape[1]
-    measured = (f"{len(train.image):,} of {len(run.pictures):,} training {run.noun}s, "
-                f"{len(held.image):,} of {len(next(iter(splits[role].values()))):,} held-out ones ({role})")
+    counted = (f"{len(train.image):,} of {len(run.pictures):,} training {run.noun}s, "
+               f"{len(held.image):,} of {len(next(iter(splits[role].values()))):,} held-out ones ({role})")
     size = " × ".join(str(s) for s in (shape[:2] if audio else shape))
     subtitle = f"{run.noun.capitalize()}s of {size} through a code of {latent} number{'s' * (latent > 1)}."
-    return drawn(info, subtitle, measured, _table(run), SECTIONS, run)
+    return drawn(info, subtitle, counted, _table(run), SECTIONS, run)
 
 
 def drawn(info: dict, subtitle: str, measured: str, table: html.Table, sections, run, *facts: tuple[str, str]) -> Report:

@@ -210,8 +210,8 @@ def _same_autoencoder(ours, theirs, origin) -> None:
     for field in dataclasses.fields(wanted):
         here, there = getattr(wanted, field.name), getattr(had, field.name)
         if here != there:
-            raise UserError(f"config.start_from: {origin} was trained with config.model.{field.name}={there!r}, and config.model.autoencoder.{field.name} is "
-                            f"{here!r} here: give --config.model.autoencoder.{field.name}={there}.")
+            raise UserError(f"config.start_from: {origin} was trained with config.model.{field.name}={there!r}, and "
+                            f"config.model.autoencoder.{field.name} is {here!r} here: give --config.model.autoencoder.{field.name}={there}.")
 
 
 def digest(*trees) -> str:

@@ -25,7 +25,8 @@ class PixelCNN(nn.Module):
     """codes int32 [b, h, w] in 0..classes-1, label int32 [b] (given just if `labels` > 0) -> logits float32 [b, h, w, classes].
 
     The logits of position (i, j) depend on what is before it in raster order and in reach: columns j - r .. j + r of the r rows above and the r
-    positions to the left, r = `reach`. A label is added in both gates of each layer.
+    positions to the left, r = `reach`. A label is added in both gates of each layer. Column j holds codes of codebook j % slots, each with embeddings
+    of its own.
     Raises UserError for a kernel that is even or 1, and for a label that is missing or not asked for.
     """
 
@@ -109,7 +110,8 @@ class PixelCNN(nn.Module):
 
     def _embed(self, codes, columns):
         known, own = (codes != OUTSIDE)[..., None], self.classes * (columns % self.slots)
-        return jnp.where(known, jnp.take(self.codes, jnp.maximum(codes, 0) + own, axis=0), 0).astype(self.dtype)  # NaN for a code of `classes` or more
+        found = jnp.take(self.codes, jnp.maximum(codes, 0) + own, axis=0)  # NaN for a code beyond the last
+        return jnp.where(known, found, 0).astype(self.dtype)
 
     def _logits(self, h):
         return self.out(nn.relu(self.head(nn.relu(h)))).astype(jnp.float32)

@@ -3,8 +3,9 @@
     --config.start_from=encoder=RUN,quantizer=RUN,decoder=RUN        the players of a `vqvae` run, which no move trains
 
 Codes come from the pictures at every step, or ready-made from a folder that the verb encode_codes wrote. Of c codes a position, the map is taken c
-times as wide, and the prior knows which of them it is at. All rates are of evaluation and in bits; a code of `uniform` bits is log2 K, of `empirical` ones costs the entropy of how often the
-codes of the split itself are used. A prior that is told the class gives rates given the class. Players: prior; encoder, quantizer, decoder.
+times as wide, and the prior knows which of them it is at. All rates are of evaluation and in bits; a code of `uniform` bits is log2 K, of `empirical`
+ones costs the entropy of how often the codes of the split itself are used. A prior that is told the class gives rates given the class.
+Players: prior; encoder, quantizer, decoder.
 """
 
 import dataclasses

@@ -51,7 +51,7 @@ def make(config: Config, spec) -> Task:
 
     def real(batch):
         """bool [b, n]: codes that begin before the sound ends."""
-        return spectral.in_sound(batch.get("valid", jnp.full(len(batch["audio"]), batch["audio"].shape[1])), n, front.hop)[..., 0]
+        return spectral.in_sound(batch["valid"], n, front.hop)[..., 0]
 
     def codes_of(params, variables, batch):
         """Sequences [b, n c] with END behind the sound, how many of their codes count, and the codes as they were found [b, n, c]."""

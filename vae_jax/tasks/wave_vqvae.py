@@ -52,7 +52,6 @@ class Model:
     secrecy: float = 0.0  # how hard the encoder works against a net that learns to tell the condition from codes
     detune: float = 0.0  # semitones by which training plays sounds faster or slower to the encoder, so that codes cannot tell a voice by its pitch
     spectrum: float = 0.0  # weight of the spectrum that must be told from codes and voice alone, a squared error in units of 10 dB
-    temperature: float = 1.0  # of the draws that make a sound of codes
 
 
 def network(m: Model, dtype=jnp.float32) -> wavenet.WaveNet:
@@ -71,7 +70,7 @@ def make(config: Config, spec) -> Task:
     def analyse(batch):
         """[b, t, 1], t a multiple of the hop, silence behind what is real."""
         x = fronts.waves(batch)
-        x = x if "valid" not in batch else jnp.where(spectral.in_sound(batch["valid"], x.shape[1], 1), x, 0.0)
+        x = jnp.where(spectral.in_sound(batch["valid"], x.shape[1], 1), x, 0.0)
         return jnp.pad(x, ((0, 0), (0, -x.shape[1] % hop), (0, 0)))
 
     def condition_of(batch):
@@ -79,8 +78,7 @@ def make(config: Config, spec) -> Task:
 
     def real(batch, count, step):
         """bool [b, count]: steps of so many samples that begin before the sound ends."""
-        valid = batch.get("valid", jnp.full(len(batch["audio"]), batch["audio"].shape[1]))
-        return spectral.in_sound(valid, count, step)[..., 0]
+        return spectral.in_sound(batch["valid"], count, step)[..., 0]
 
     def hear(params, batch):
         """The mu-law classes [b, t], the encoder's z [b, n, dims], and which positions of each are real."""
@@ -93,8 +91,7 @@ def make(config: Config, spec) -> Task:
         wave = analyse(batch)
         x, ratio = augment.detune(key, wave, m.detune)
         x = discretized.unit(mu_law.encode(jnp.pad(x, ((0, 0), (0, -x.shape[1] % hop), (0, 0))), CLASSES), CLASSES)
-        count, valid = x.shape[1] // hop, batch.get("valid", jnp.full(len(wave), wave.shape[1])) / ratio
-        z = encoder.apply(params["encoder"], x, spectral.in_sound(valid, count, hop)[..., 0])
+        z = encoder.apply(params["encoder"], x, spectral.in_sound(batch["valid"] / ratio, x.shape[1] // hop, hop)[..., 0])
         return augment.in_place(z, ratio, wave.shape[1] // hop)
 
     def init(key, batch):
@@ -155,7 +152,7 @@ def make(config: Config, spec) -> Task:
         """Drawn from the WaveNet: the same for the same key, key(0) where there is none."""
         told = context.apply(params["decoder"]["context"], quantization.lookup(q, vqvae.codebook(m, params, variables), code))
         shape, key = (len(code), code.shape[1] * hop), jax.random.key(0) if key is None else key
-        drawn = wavenet.generate(net, params["decoder"]["wavenet"], key, shape, condition if m.condition else None, told, m.temperature)
+        drawn = wavenet.generate(net, params["decoder"]["wavenet"], key, shape, condition if m.condition else None, told)
         return {"audio": mu_law.decode(drawn, CLASSES)[..., None]}
 
     def metrics(params, variables, batch, key):
@@ -197,16 +194,16 @@ def _check(config: Config, spec) -> tuple[str, ...]:
         raise UserError(f"this VQ-VAE is for sounds as data_prep writes them, but the data set {spec.name} holds {', '.join(spec.fields)}.")
     if spec.fields["audio"].shape[1] != 1:
         raise UserError(f"this VQ-VAE is for one channel, but {config.data.dir} has {spec.fields['audio'].shape[1]}: prepare it with --channels=1.")
-    for name, least in {"codes": 2, "hidden": 1, "blocks": 0, "downs": 1, "commitment": 0, "cycles": 1, "layers": 1, "residual": 1, "gate": 1, "skip": 1,
-                        "temperature": 0, "spectrum": 0, "detune": 0, "secrecy": 0}.items():
+    for name, least in {"codes": 2, "hidden": 1, "blocks": 0, "downs": 1, "commitment": 0, "cycles": 1, "layers": 1, "residual": 1, "gate": 1,
+                        "skip": 1, "spectrum": 0, "detune": 0, "secrecy": 0}.items():
         if not getattr(m, name) >= least:
             raise UserError(f"config.model.{name}={getattr(m, name)} is too small: give at least {least}.")
     if crop % 2**m.downs:
         raise UserError(f"config.data.crop={crop} is no multiple of the {2**m.downs} samples that a code stands for (config.model.downs={m.downs}): "
                         f"take {max(1, round(crop / 2**m.downs)) * 2**m.downs}.")
     if m.secrecy and not m.condition:
-        raise UserError(f"config.model.secrecy={m.secrecy} needs something that codes are to keep to themselves: set config.model.condition to label or "
-                        "speaker, or secrecy to 0.")
+        raise UserError(f"config.model.secrecy={m.secrecy} needs something that codes are to keep to themselves: set config.model.condition to label "
+                        "or speaker, or secrecy to 0.")
     if not m.detune <= 12:
         raise UserError(f"config.model.detune={m.detune} semitones are more than an octave: no voice is that much faster; give 4, say.")
     return classes(config, spec, "config.model.condition", m.condition)

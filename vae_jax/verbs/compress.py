@@ -43,8 +43,8 @@ def main(started: float) -> int:
     for name in told:
         names = run.spec.fields[name].labels
         if name not in source.fields or source.split.fields[name].labels != names:
-            raise UserError(f"the model is told the {name}, one of {', '.join(names[:20])}, and what is in {folder} does not have these: prepare it with the "
-                            "same names.")
+            raise UserError(f"the model is told the {name}, one of {', '.join(names[:20])}, and what is in {folder} does not have these: prepare it "
+                            "with the same names.")
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def view(params, variables, batch):
@@ -79,7 +79,8 @@ def _source(run, folder, sounds):
     if sounds:
         spec = records.open_folder(folder)
         if "audio" not in spec.fields or spec.facts.get("rate") != front.rate or spec.fields["audio"].shape[1] != 1:
-            raise UserError(f"the model takes sound of one channel at {front.rate} Hz, and {folder} has other records: prepare it with --rate={front.rate}.")
+            raise UserError(f"the model takes sound of one channel at {front.rate} Hz, and {folder} has other records: prepare it with "
+                            f"--rate={front.rate}.")
         return assess_codes.whole(run, folder, expression)
     source = data.Source(folder, expression, run.config.data.memory_mb)
     if "image" not in source.fields:
@@ -93,8 +94,8 @@ def _of_pictures(run, q, rows):
     """(what there is and the formula's ratio in words, how many codes, bits of the pictures as they are)"""
     shape, n, each = run.task.front.shape, len(rows["indices"]), rows["indices"][0].size
     raw, bits = 8 * math.prod(shape), each * math.log2(q.codes)
-    return (f"{n:,} pictures of {' x '.join(map(str, shape))}, {raw:,} bits each; {each:,} codes of {math.log2(q.codes):.4g} bits are {bits:,.0f}: ratio "
-            f"{raw / bits:.2f} by the formula"), n * each, n * raw
+    return (f"{n:,} pictures of {' x '.join(map(str, shape))}, {raw:,} bits each; {each:,} codes of {math.log2(q.codes):.4g} bits are {bits:,.0f}: "
+            f"ratio {raw / bits:.2f} by the formula"), n * each, n * raw
 
 
 def _of_sounds(run, q, rows):
@@ -104,9 +105,9 @@ def _of_sounds(run, q, rows):
     from vae_jax.losses import quantization
 
     front, valid = run.task.front, np.maximum(rows["valid"], 1).astype(np.int64)
-    positions, bits = int((-(-valid // front.hop)).sum()), quantization.bits(q)
-    return (f"{len(valid):,} sounds, {valid.sum() / front.rate:,.1f} s; {rows['indices'].shape[2]} codes of {math.log2(q.codes):.4g} bits for {front.hop} "
-            f"samples of 16: ratio {16 * front.hop / bits:.2f} by the formula"), positions * rows["indices"].shape[2], 16 * int(valid.sum())
+    c, positions, bits = rows["indices"].shape[2], int((-(-valid // front.hop)).sum()), quantization.bits(q)
+    return (f"{len(valid):,} sounds, {valid.sum() / front.rate:,.1f} s; {c} code{'s' * (c > 1)} of {math.log2(q.codes):.4g} bits for {front.hop} "
+            f"samples of 16: ratio {16 * front.hop / bits:.2f} by the formula"), positions * c, 16 * int(valid.sum())
 
 
 def _psnr(rows) -> float:
