@@ -115,6 +115,9 @@ def test_pages_and_samples(setup):
     verb("sample", f"--workdir={folder / 'prior'}", "--count=6", "--label=right")
     made = np.load(next((folder / "prior" / "samples").glob("*.npz")))
     assert made["mean"].shape == (6, 16, 16, 1) and made["codes"].shape == (6, 4, 4, 1)
+    verb("sample", f"--workdir={folder / 'prior'}", "--count=10")
+    width, height = Image.open(folder / "prior" / "samples" / "count10-temperature1-seed0.png").size
+    assert height > 2 * width  # a column a class, of two
     verb("evaluate", f"--workdir={folder / 'vq'}", "--measure=repair:2")
     results = json.loads((folder / "vq" / "evaluation.json").read_text())["results"]
     assert results["eval/test/uniform_bits_per_code"] == pytest.approx(np.log2(12))

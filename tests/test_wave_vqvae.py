@@ -236,6 +236,8 @@ def test_a_prior_over_two_codebooks_is_told_which_it_is_at_and_ends_behind_whole
         assert np.all(codes[max(1, valid // HOP) - 1:] == codes[max(1, valid // HOP) - 1])
     with pytest.raises(UserError, match="top_k=10 is more than the 8 codes and END"):
         tasks.get(dataclasses.replace(config, model=dataclasses.replace(config.model, top_k=10)), SPEC)
+    with pytest.raises(UserError, match="config.model.autoencoder.codes=1 is too small"):
+        tasks.get(dataclasses.replace(config, model=dataclasses.replace(config.model, autoencoder=wave_vqvae.Model(codes=1))), SPEC)
     with pytest.raises(UserError, match="several fields are written"):
         tasks.get(dataclasses.replace(config, model=dataclasses.replace(config.model, condition=("label,speaker",))), SPEC)
 

@@ -182,6 +182,13 @@ def origins(config: Config) -> dict[str, str]:
     return {player: folder for player, _, folder in pairs}
 
 
+def at_least(settings, least: dict, at: str = "config.model") -> None:
+    """Raises UserError for a setting, of those that are at `at`, that is below what it must at least be."""
+    for name, value in least.items():
+        if not getattr(settings, name) >= value:
+            raise UserError(f"{at}.{name}={getattr(settings, name)} is too small: give at least {value}.")
+
+
 def check(config: Config, devices: int, platform: str) -> None:
     """Raises UserError with one sentence for a configuration that cannot run on so many devices of a platform ('cpu', 'gpu', 'tpu')."""
     c, positive = config, {

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vae_jax.config import Config, UserError
+from vae_jax.config import Config, UserError, at_least
 from vae_jax.losses import likelihoods, quantization
 from vae_jax.models import pixelcnn
 from vae_jax.records import Field
@@ -42,7 +42,7 @@ def make(config: Config, spec) -> Task:
     m, labels = config.model, _check(config, spec)
     if "codes" in spec.fields:
         spec = dataclasses.replace(spec, fields={**spec.fields, "image": Field(tuple(spec.facts["image"]), "uint8")})
-    vq, q = vqvae.make(dataclasses.replace(config, model=m.autoencoder), spec), vqvae.quantizer(m.autoencoder)
+    vq, q = vqvae.make(dataclasses.replace(config, model=m.autoencoder), spec, "config.model.autoencoder"), vqvae.quantizer(m.autoencoder)
     c, shape = q.groups * q.levels, vq.front.shape
     h, w = (side >> m.autoencoder.downs for side in shape[:2])
     if m.top_k > q.codes:
@@ -113,8 +113,5 @@ def make(config: Config, spec) -> Task:
 
 def _check(config: Config, spec) -> tuple[str, ...]:
     """The names of the labels, or a UserError for settings that do not fit together or the data."""
-    m = config.model
-    for name, least in {"channels": 1, "layers": 1, "first_kernel": 1, "kernel": 1, "hidden": 1, "top_k": 0}.items():
-        if not getattr(m, name) >= least:
-            raise UserError(f"config.model.{name}={getattr(m, name)} is too small: give at least {least}.")
+    at_least(config.model, {"channels": 1, "layers": 1, "first_kernel": 1, "kernel": 1, "hidden": 1, "top_k": 0})
     return vqvae.labels_told(config, spec)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from vae_jax.config import Config, Optim, UserError
+from vae_jax.config import Config, Optim, UserError, at_least
 from vae_jax.dsp import augment as augmentation
 from vae_jax.dsp import pqmf
 from vae_jax.losses import adversarial, quantization, spectral
@@ -69,12 +69,9 @@ def check(config: Config, spec) -> None:
                           "matching": adversarial.DEFINITIONS}.items():
         if getattr(m, name) not in choices:
             raise UserError(f"config.model.{name}={getattr(m, name)!r} is not one of {', '.join(map(str, choices))}.")
-    least = {"capacity": 1, "latent": 1, "bands": 1, "representation_steps": 0, "critic_every": 2, "critic_capacity": 1, "critic_scales": 0,
-             "noise_hidden": 1, "extra": 0, "codes": 2, "levels": 1, "restart": 0, "kmeans": 0, "beta": 0, "beta_steps": 0,
-             "adversarial_weight": 0, "matching_weight": 0, "high_hz": 0}
-    for name, value in least.items():
-        if not getattr(m, name) >= value:
-            raise UserError(f"config.model.{name}={getattr(m, name)} is too small: give at least {value}.")
+    at_least(m, {"capacity": 1, "latent": 1, "bands": 1, "representation_steps": 0, "critic_every": 2, "critic_capacity": 1, "critic_scales": 0,
+                 "noise_hidden": 1, "extra": 0, "codes": 2, "levels": 1, "restart": 0, "kmeans": 0, "beta": 0, "beta_steps": 0,
+                 "adversarial_weight": 0, "matching_weight": 0, "high_hz": 0})
     if not m.epsilon > 0:
         raise UserError(f"config.model.epsilon={m.epsilon} must be above 0: silence has no logarithm.")
     quantizer(m)

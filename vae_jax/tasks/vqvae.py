@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax import corruptions, evaluate, fronts
-from vae_jax.config import Config, UserError
+from vae_jax.config import Config, UserError, at_least
 from vae_jax.losses import likelihoods, quantization
 from vae_jax.models import vqvae
 from vae_jax.tasks import Move, Task
@@ -50,10 +50,11 @@ def quantizer(m: Model) -> quantization.Quantizer:
     return quantization.get(m.quantizer, m.codes, m.dims, m.groups, m.levels, grid=m.grid, **ema)
 
 
-def make(config: Config, spec) -> Task:
+def make(config: Config, spec, at: str = "config.model") -> Task:
+    """`at`: where a user sets the model, for messages."""
     m = config.model
     front = fronts.get(spec, fronts.Sound(), 2 ** m.downs)
-    labels = _check(config, spec, front)
+    labels = _check(config, spec, front, at)
     dtype, q = jnp.dtype(config.dtype), quantizer(m)
     h, w, channels = front.shape
     positions, dims = (h >> m.downs) * (w >> m.downs) * q.groups * q.levels, math.prod(front.shape)
@@ -150,30 +151,28 @@ def codes_cost(m, found: dict):
     return m.commitment * found["commitment"] + (found["embedding"] if m.quantizer == "loss" else 0.0)
 
 
-def labels_told(config: Config, spec) -> tuple[str, ...]:
-    """Names of the labels. Raises UserError where config.model.condition asks for some that there are not."""
+def labels_told(config: Config, spec, at: str = "config.model") -> tuple[str, ...]:
+    """Names of the labels. Raises UserError where `at`.condition asks for some that there are not."""
     if config.model.condition not in ("", "label"):
-        raise UserError(f"config.model.condition={config.model.condition!r} is not one of '', label.")
+        raise UserError(f"{at}.condition={config.model.condition!r} is not one of '', label.")
     labels = spec.fields["label"].labels if "label" in spec.fields else ()
     if config.model.condition and not labels:
-        raise UserError(f"config.model.condition='label' needs labels, but {config.data.dir} has none.")
+        raise UserError(f"{at}.condition='label' needs labels, but {config.data.dir} has none.")
     return labels
 
 
-def _check(config: Config, spec, front) -> tuple[str, ...]:
+def _check(config: Config, spec, front, at) -> tuple[str, ...]:
     """The names of the labels, or a UserError for settings that do not fit together or the data."""
     m = config.model
     if front.kind != "image":
         raise UserError(f"this VQ-VAE is for pictures, but the data set {spec.name} holds {', '.join(spec.fields)}.")
     if m.likelihood not in LIKELIHOODS:
-        raise UserError(f"config.model.likelihood={m.likelihood!r} is not one of {', '.join(LIKELIHOODS)}.")
-    for name, least in {"codes": 2, "hidden": 2, "residual": 1, "blocks": 0, "downs": 1, "commitment": 0, "mixtures": 1}.items():
-        if not getattr(m, name) >= least:
-            raise UserError(f"config.model.{name}={getattr(m, name)} is too small: give at least {least}.")
+        raise UserError(f"{at}.likelihood={m.likelihood!r} is not one of {', '.join(LIKELIHOODS)}.")
+    at_least(m, {"codes": 2, "hidden": 2, "residual": 1, "blocks": 0, "downs": 1, "commitment": 0, "mixtures": 1}, at)
     if not m.variance > 0:
-        raise UserError(f"config.model.variance={m.variance} must be above 0: the variance of the training pixels, white = 1.")
+        raise UserError(f"{at}.variance={m.variance} must be above 0: the variance of the training pixels, white = 1.")
     if any(side % 2 ** m.downs for side in front.shape[:2]):
-        raise UserError(f"pictures of {front.shape[0]} x {front.shape[1]} do not halve {m.downs} times: give another config.model.downs, or prepare "
+        raise UserError(f"pictures of {front.shape[0]} x {front.shape[1]} do not halve {m.downs} times: give another {at}.downs, or prepare "
                         "the data with another --size.")
     corruptions.check(m.corruptions, *front.shape[:2])
-    return labels_told(config, spec)
+    return labels_told(config, spec, at)

@@ -16,7 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from vae_jax.config import Config, UserError
+from vae_jax.config import Config, UserError, at_least
 from vae_jax.losses import discretized, quantization, spectral
 from vae_jax.models import wavenet
 from vae_jax.tasks import Move, Task, vqvae, wave_vqvae
@@ -38,7 +38,7 @@ class Model:
 def make(config: Config, spec) -> Task:
     m = config.model
     labels = _check(config, spec)
-    vq, q = wave_vqvae.make(dataclasses.replace(config, model=m.autoencoder), spec), vqvae.quantizer(m.autoencoder)
+    vq, q = wave_vqvae.make(dataclasses.replace(config, model=m.autoencoder), spec, "config.model.autoencoder"), vqvae.quantizer(m.autoencoder)
     c, end, front = q.groups * q.levels, q.codes, vq.front
     n, per_second = front.shape[0] // front.hop, front.rate / front.hop
     if m.top_k > end + 1:
@@ -128,9 +128,7 @@ def told(m: Model) -> tuple[str, ...]:
 def _check(config: Config, spec) -> dict[str, tuple[str, ...]]:
     """{field: names of its classes} of what the prior is told, or a UserError for settings that do not fit together or the data."""
     m = config.model
-    for name, least in {"cycles": 1, "layers": 1, "residual": 1, "gate": 1, "skip": 1, "top_k": 0}.items():
-        if not getattr(m, name) >= least:
-            raise UserError(f"config.model.{name}={getattr(m, name)} is too small: give at least {least}.")
+    at_least(m, {"cycles": 1, "layers": 1, "residual": 1, "gate": 1, "skip": 1, "top_k": 0})
     if any("," in name for name in m.condition):
         raise UserError(f"config.model.condition={m.condition}: several fields are written \"('label','speaker')\", in quotes.")
     if "" in m.condition or len(set(m.condition)) < len(m.condition):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax import fronts
-from vae_jax.config import Config, UserError
+from vae_jax.config import Config, UserError, at_least
 from vae_jax.dsp import augment, mu_law, stft
 from vae_jax.losses import discretized, quantization, spectral
 from vae_jax.models import wave_vqvae, wavenet
@@ -58,9 +58,10 @@ def network(m: Model, dtype=jnp.float32) -> wavenet.WaveNet:
     return wavenet.WaveNet(CLASSES, 0, tuple(2**i for i in range(m.layers)) * m.cycles, m.kernel, m.residual, m.gate, m.skip, dtype)
 
 
-def make(config: Config, spec) -> Task:
+def make(config: Config, spec, at: str = "config.model") -> Task:
+    """`at`: where a user sets the model, for messages."""
     m = config.model
-    labels = _check(config, spec)
+    labels = _check(config, spec, at)
     dtype, q, hop, rate = jnp.dtype(config.dtype), vqvae.quantizer(m), 2**m.downs, spec.facts["rate"]
     encoder, context = wave_vqvae.Encoder(m.hidden, m.blocks, m.downs, q.dims, dtype), wave_vqvae.Context(m.hidden, dtype)
     net, teller = network(m, dtype), wave_vqvae.Spectrum(m.hidden, BANDS, dtype)
@@ -187,26 +188,24 @@ def code_counts(q: quantization.Quantizer, indices_bnc, real_bn):
     return jax.vmap(lambda i, real: jnp.zeros((c, q.codes)).at[jnp.arange(c), i].add(real[:, None]))(indices_bnc, real_bn)
 
 
-def _check(config: Config, spec) -> tuple[str, ...]:
+def _check(config: Config, spec, at) -> tuple[str, ...]:
     """The names of the classes that the decoder is told, or a UserError for settings that do not fit together or the data."""
     m, crop = config.model, config.data.crop
     if not {"audio", "valid"} <= spec.fields.keys() or "rate" not in spec.facts:
         raise UserError(f"this VQ-VAE is for sounds as data_prep writes them, but the data set {spec.name} holds {', '.join(spec.fields)}.")
     if spec.fields["audio"].shape[1] != 1:
         raise UserError(f"this VQ-VAE is for one channel, but {config.data.dir} has {spec.fields['audio'].shape[1]}: prepare it with --channels=1.")
-    for name, least in {"codes": 2, "hidden": 1, "blocks": 0, "downs": 1, "commitment": 0, "cycles": 1, "layers": 1, "residual": 1, "gate": 1,
-                        "skip": 1, "spectrum": 0, "detune": 0, "secrecy": 0}.items():
-        if not getattr(m, name) >= least:
-            raise UserError(f"config.model.{name}={getattr(m, name)} is too small: give at least {least}.")
+    at_least(m, {"codes": 2, "hidden": 1, "blocks": 0, "downs": 1, "commitment": 0, "cycles": 1, "layers": 1, "residual": 1, "gate": 1, "skip": 1,
+                 "spectrum": 0, "detune": 0, "secrecy": 0}, at)
     if crop % 2**m.downs:
-        raise UserError(f"config.data.crop={crop} is no multiple of the {2**m.downs} samples that a code stands for (config.model.downs={m.downs}): "
+        raise UserError(f"config.data.crop={crop} is no multiple of the {2**m.downs} samples that a code stands for ({at}.downs={m.downs}): "
                         f"take {max(1, round(crop / 2**m.downs)) * 2**m.downs}.")
     if m.secrecy and not m.condition:
-        raise UserError(f"config.model.secrecy={m.secrecy} needs something that codes are to keep to themselves: set config.model.condition to label "
-                        "or speaker, or secrecy to 0.")
+        raise UserError(f"{at}.secrecy={m.secrecy} needs something that codes are to keep to themselves: set {at}.condition to "
+                        "label or speaker, or secrecy to 0.")
     if not m.detune <= 12:
-        raise UserError(f"config.model.detune={m.detune} semitones are more than an octave: no voice is that much faster; give 4, say.")
-    return classes(config, spec, "config.model.condition", m.condition)
+        raise UserError(f"{at}.detune={m.detune} semitones are more than an octave: no voice is that much faster; give 4, say.")
+    return classes(config, spec, f"{at}.condition", m.condition)
 
 
 def classes(config: Config, spec, where: str, field: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@
     python -m vae_jax sample --workdir=runs/fsdd --count=10 --label=7 --spread=0.5      from N(the class's mean code, 0.5^2 I)
 
 Writes WORKDIR/samples/NAME.png and NAME.npz (the same pictures, floats 0..1; `audio`, waves in -1..1), NAME from count, class, temperature and
-seed; of sounds also NAME/NUMBER.wav of the first 64, all at one gain.
+seed; where classes come in turn, each has its column; of sounds also NAME/NUMBER.wav of the first 64, all at one gain.
 
     python -m vae_jax sample --workdir=runs/rave --count=8 --seconds=20           a model of the wave
     python -m vae_jax sample --workdir=runs/rave --fidelity=0.9 --temperature=0.7
@@ -47,6 +47,7 @@ SECONDS = flags.DEFINE_float("seconds", None, "Models of the wave: length of eac
 FIDELITY = flags.DEFINE_float("fidelity", None, "Models of the wave: of the directions that go on as in training; 0.95 if not given, 0 for none.",
                               lower_bound=0.0, upper_bound=1.0)
 BATCH = 256  # pictures decoded at once
+COLUMNS = 20  # of a sheet where each class in turn has its own, at most
 FILES = 64  # sounds written as files
 
 
@@ -84,10 +85,11 @@ def main(started: float) -> int:
     number = _number(run.spec.fields)
     if SPREAD.value is not None and (run.task.condition or number is None):
         raise UserError("--spread goes with --label, for a model that is not conditional.")
-    request, sample = {"temperature": np.full(COUNT.value, TEMPERATURE.value, np.float32)}, run.task.sample
+    columns, request, sample = 0, {"temperature": np.full(COUNT.value, TEMPERATURE.value, np.float32)}, run.task.sample
     if run.task.condition:
         names = run.spec.fields["label"].labels
         request["label"] = (np.arange(COUNT.value) % len(names) if number is None else np.full(COUNT.value, number)).astype(np.int32)
+        columns = len(names) if number is None and len(names) <= COLUMNS else 0  # a class, a column
     parts = []
     with session.Leaving() as leaving:
         if number is not None and not run.task.condition:
@@ -109,11 +111,11 @@ def main(started: float) -> int:
         arrays = {"audio" if k == "audio/mean" else k.removeprefix("image/"): np.concatenate([p[k] for p in parts]) for k in parts[0]}
         label = "" if number is None else f"-class{number}"  # its number: a class name may be no file name
         spread = "" if SPREAD.value is None else f"-spread{SPREAD.value:g}"
-        _write(run, f"count{COUNT.value}{label}{spread}-temperature{TEMPERATURE.value:g}-seed{SEED.value}", arrays)
+        _write(run, f"count{COUNT.value}{label}{spread}-temperature{TEMPERATURE.value:g}-seed{SEED.value}", arrays, columns)
     return 0
 
 
-def _write(run, name: str, arrays: dict) -> None:
+def _write(run, name: str, arrays: dict, columns: int = 0) -> None:
     from vae_jax import session
     from vae_jax.media import images, sounds
 
@@ -122,7 +124,7 @@ def _write(run, name: str, arrays: dict) -> None:
     session.write_npz(folder / f"{name}.npz", arrays)
     shown = arrays["mean"][:400]
     shown = sounds.show(shown) if "audio" in arrays else shown
-    columns = math.isqrt(len(shown) - 1) + 1
+    columns = columns or math.isqrt(len(shown) - 1) + 1
     (folder / f"{name}.png").write_bytes(images.png(images.grid(images.resize(shown, columns), columns)))
     if "audio" in arrays:
         waves = arrays["audio"][:FILES]
