@@ -16,7 +16,7 @@ VARIANTS = {
     "mnist": (dict(channels=32, layers=6), 6_000, SHARES),
     "mnist_bits": (dict(channels=32, layers=6), 3_000, SHARES),
     "cifar10": (dict(channels=64, layers=8), 6_000, ()),
-    "photos": (dict(channels=64, layers=8, condition=""), 4_000, ()),  # on maps of 32 x 32, and without classes
+    "photos": (dict(channels=64, layers=8, condition=""), 1_200, ()),  # on maps of 32 x 32, and without classes
 }
 
 
