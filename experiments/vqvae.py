@@ -19,6 +19,7 @@ from vae_jax.tasks import vqvae
 
 PHOTOS = dict(variance=0.0647, restart=0.5)
 DIGITS = dict(hidden=64, residual=32, codes=256, dims=32, variance=0.0949, restart=0.5)
+REPAIRS = ("noise", "low_resolution", "grey", "patch")
 MNIST = Data(dir="datasets/mnist", train="train[:55000]", validation="train[55000:]", batch=128)
 HALF = (Target("eval/test/perplexity", 128.0, ">=", source="half of the codebook"),)
 VARIANTS = {
@@ -29,7 +30,9 @@ VARIANTS = {
                  Target("eval/test/perplexity", 300.0, ">=", source="sonnet's notebook: 326"))),
     "photos": (vqvae.Model(**PHOTOS), Data(dir="datasets/photos", batch=16), 3_000,
                (Target("eval/test/perplexity", 128.0, ">=", source="a quarter of the codebook"),)),
-    "repair": (vqvae.Model(**PHOTOS, corruptions=("noise", "low_resolution", "grey", "patch")), Data(dir="datasets/photos", batch=16), 4_000, ()),
+    # Four codes a position, each for what the one before left: one alone costs more than cubic enlargement or lack of colour
+    "repair": (vqvae.Model(variance=0.0632704, restart=0.5, levels=4, corruptions=REPAIRS), Data(dir="datasets/cifar10", batch=32), 6_000, ()),
+    "repair_photos": (vqvae.Model(**PHOTOS, levels=4, corruptions=REPAIRS), Data(dir="datasets/photos", batch=16), 4_000, ()),
 }
 
 
