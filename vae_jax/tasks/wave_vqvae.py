@@ -49,7 +49,6 @@ class Model:
     residual: int = 64
     gate: int = 64
     skip: int = 256
-    noise: float = 0.0  # standard deviation, in classes, of errors that training adds to the sound so far, as the sounds it makes itself have
     secrecy: float = 0.0  # how hard the encoder works against a net that learns to tell the condition from codes
     detune: float = 0.0  # semitones by which training plays sounds faster or slower to the encoder, so that codes cannot tell a voice by its pitch
     spectrum: float = 0.0  # weight of the spectrum that must be told from codes and voice alone, a squared error in units of 10 dB
@@ -109,14 +108,9 @@ def make(config: Config, spec, at: str = "config.model") -> Task:
             decoder["eavesdropper"] = eavesdropper.init(keys[5], z)
         return {"encoder": heard, "quantizer": learned, "decoder": decoder}, {"quantizer": averaged}
 
-    def nats(params, x_bt, told, condition, past_bt=None):
-        """[b, t]: -log p of each sample given those before it (`past`, if they are not to be its own) and the codes, of which `told` [b, n, hidden]
-        is what `context` makes."""
-        logits = net.apply(params["decoder"]["wavenet"], x_bt if past_bt is None else past_bt, condition, told)
-        return -discretized.softmax_log_prob(logits, x_bt)
-
-    def noisy(x_bt, key):
-        return jnp.clip(x_bt + jnp.round(m.noise * jax.random.normal(key, x_bt.shape)).astype(x_bt.dtype), 0, CLASSES - 1)
+    def nats(params, x_bt, told, condition):
+        """[b, t]: -log p of each sample given those before it and the codes, of which `told` [b, n, hidden] is what `context` makes."""
+        return -discretized.softmax_log_prob(net.apply(params["decoder"]["wavenet"], x_bt, condition, told), x_bt)
 
     def spectrum_error(params, x_bt, told, condition, codes):
         """[b, n]: squared error of the spectrum in units of 10 dB, the mean over bands; levels are less the mean over the sound and its bands."""
@@ -136,12 +130,11 @@ def make(config: Config, spec, at: str = "config.model") -> Task:
 
     def loss(params, variables, batch, key, step):
         x, z, mask, codes = hear(params, batch)
-        keys = jax.random.split(key, 3)
+        keys = jax.random.split(key)
         z = detuned(params, batch, keys[0]) if m.detune else z
         z_q, tree, used = quantization.learn(q, vqvae.codebook(m, params, variables), z, keys[1], codes)
         told, condition = context.apply(params["decoder"]["context"], z_q), condition_of(batch)
-        past = noisy(x, keys[2]) if m.noise else None
-        error = jnp.sum(nats(params, x, told, condition, past), where=mask) / jnp.sum(mask)
+        error = jnp.sum(nats(params, x, told, condition), where=mask) / jnp.sum(mask)
         total, found = error + vqvae.codes_cost(m, used), {}
         if m.spectrum:
             found["spectrum"] = jnp.sum(spectrum_error(params, x, told, condition, codes), where=codes) / jnp.sum(codes)
@@ -203,7 +196,7 @@ def _check(config: Config, spec, at) -> tuple[str, ...]:
     if spec.fields["audio"].shape[1] != 1:
         raise UserError(f"this VQ-VAE is for one channel, but {config.data.dir} has {spec.fields['audio'].shape[1]}: prepare it with --channels=1.")
     at_least(m, {"codes": 2, "hidden": 1, "blocks": 0, "downs": 1, "commitment": 0, "cycles": 1, "layers": 1, "residual": 1, "gate": 1, "skip": 1,
-                 "spectrum": 0, "detune": 0, "noise": 0, "secrecy": 0}, at)
+                 "spectrum": 0, "detune": 0, "secrecy": 0}, at)
     if crop % 2**m.downs:
         raise UserError(f"config.data.crop={crop} is no multiple of the {2**m.downs} samples that a code stands for ({at}.downs={m.downs}): "
                         f"take {max(1, round(crop / 2**m.downs)) * 2**m.downs}.")
