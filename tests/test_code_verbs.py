@@ -122,4 +122,6 @@ def test_pages_and_samples(setup):
     results = json.loads((folder / "vq" / "evaluation.json").read_text())["results"]
     assert results["eval/test/uniform_bits_per_code"] == pytest.approx(np.log2(12))
     assert results["eval/test/noise/spoilt_mse"] == pytest.approx(0.03, rel=0.3)
+    gain = results["eval/test/noise/spoilt_mse"] - results["eval/test/noise/mse"]
+    assert results["eval/test/noise/mse_gain"] == pytest.approx(gain, rel=1e-4, abs=1e-7)
     assert results["eval/test/model_mse"] == pytest.approx(results["eval/test/mse"], rel=1e-4)

@@ -120,7 +120,8 @@ def make(config: Config, spec, at: str = "config.model") -> Task:
         return found
 
     def repair(params, variables, batch, key, amount):
-        """For each corruption the squared error of the spoilt pictures and of what the model makes of them, on `amount` draws."""
+        """For each corruption the squared error of the spoilt pictures, of what the model makes of them, and by how much that is less, the mean of
+        `amount` draws."""
         x, found = front.analyse(batch), {}
         error = lambda y: jnp.mean(jnp.square(y - x), (1, 2, 3))
         for i, kind in enumerate(m.corruptions):
@@ -128,8 +129,9 @@ def make(config: Config, spec, at: str = "config.model") -> Task:
                 spoilt = corruptions.KINDS[kind](jax.random.fold_in(key, amount * i + draw), x)
                 indices = encode(params, variables, {**batch, "image": spoilt})["indices"]
                 made = decode(params, variables, indices, condition_of(batch))["image"]
-                for name, value in ((f"{kind}/spoilt_mse", error(spoilt)), (f"{kind}/mse", error(made))):
-                    found[name] = found.get(name, 0.0) + value / amount
+                before, after = error(spoilt), error(made)
+                for name, value in {"spoilt_mse": before, "mse": after, "mse_gain": before - after}.items():
+                    found[f"{kind}/{name}"] = found.get(f"{kind}/{name}", 0.0) + value / amount
         return found
 
     return Task(init=init, moves={"train": Move(PLAYERS, loss)}, schedule=lambda step: ("train",), metrics=metrics, summary=summary, encode=encode,
