@@ -1,4 +1,4 @@
-"""VQ-VAEs of pictures: MNIST (row P-C9), CIFAR-10 by the published recipe (P-C8), photographs cut to 128 x 128 (V5, V6), and repairs of pictures (V1).
+"""VQ-VAEs of pictures: MNIST (row P-C9), the published CIFAR-10 (P-C8), photographs cut to 128 x 128 (V5, V6), and repairs of pictures (V1).
 
     python -m vae_jax train --config=experiments/vqvae.py:mnist --workdir=runs/vq_mnist
     python -m vae_jax train --config=experiments/vqvae.py:mnist_bits --workdir=runs/vq_mnist_bits
