@@ -16,7 +16,7 @@ VARIANTS = {
     "mnist": (dict(channels=32, layers=6), 6_000, SHARES),
     "mnist_bits": (dict(channels=32, layers=6), 3_000, SHARES),
     "cifar10": (dict(channels=64, layers=8), 6_000, ()),
-    "photos": (dict(channels=64, layers=8, condition=""), 1_200, ()),  # on maps of 32 x 32, and without classes
+    "photos": (dict(channels=64, layers=8, condition=""), 800, ()),  # on maps of 32 x 32, and without classes
 }
 
 
@@ -29,6 +29,6 @@ def get_config(variant: str = "mnist") -> Config:
     data.batch = 16 if variant == "photos" else 64
     return Config(
         name=f"code-prior-{variant}", task="code_prior", model=code_prior.Model(autoencoder=origin.model, **{"condition": "label"} | settings),
-        data=data, optim=Optim(lr=1e-3, schedule="cosine", warmup_steps=200), eval=Eval(every=steps // 6, batch=100, examples=5_000),
+        data=data, optim=Optim(lr=1e-3, schedule="cosine", warmup_steps=200), eval=Eval(every=steps // 6, batch=100, examples=300 if variant == "photos" else 5_000),
         run=Run(steps=steps, log_every=100, save_every=steps // 6), targets=targets,
     )
