@@ -29,6 +29,7 @@ def get_config(variant: str = "mnist") -> Config:
     data.batch = 16 if variant == "photos" else 64
     return Config(
         name=f"code-prior-{variant}", task="code_prior", model=code_prior.Model(autoencoder=origin.model, **{"condition": "label"} | settings),
-        data=data, optim=Optim(lr=1e-3, schedule="cosine", warmup_steps=200), eval=Eval(every=steps // 6, batch=100, examples=300 if variant == "photos" else 5_000),
+        data=data, optim=Optim(lr=1e-3, schedule="cosine", warmup_steps=200),
+        eval=Eval(every=steps // 6, batch=100, examples=300 if variant == "photos" else 5_000),
         run=Run(steps=steps, log_every=100, save_every=steps // 6), targets=targets,
     )

@@ -80,7 +80,7 @@ def test_signals_save_and_leave(setup, number):
     assert "left on request" in out and "Traceback" not in err
     step = checkpoint.Checkpoints(workdir / "checkpoints").latest()
     assert step is not None and f"saved step {step}" in out
-    again = launch.run("train", f"--config={config}", f"--workdir={workdir}")
+    again = launch.run("train", *[f"--config={config}"] * (number == signal.SIGTERM), f"--workdir={workdir}")  # or as the run was configured
     assert again.returncode == 0, again.stderr
     assert everything(workdir)[2] == everything(folder / "whole")[2]
 

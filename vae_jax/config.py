@@ -152,9 +152,13 @@ def load(text: str) -> Config:
     return config
 
 
+def is_run(workdir: str) -> bool:
+    return (epath.Path(workdir) / "config.json").exists()
+
+
 def read(workdir: str) -> Config:
     path = epath.Path(workdir) / "config.json"
-    if not path.exists():
+    if not is_run(workdir):
         raise UserError(f"{workdir} is not a run folder: it has no config.json. Give the --workdir of a `train`.")
     try:
         return load(path.read_text())
