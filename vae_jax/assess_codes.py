@@ -126,7 +126,7 @@ def judged(run, judge: str, sources: dict, interrupted=lambda: False) -> dict | 
     a class, every sound is made again with another: FIELD_kept, the true class is still named, or, if the judge tells those very classes apart,
     FIELD_moved, the one that was asked for. correlation: of the waves of copies with their originals, the mean of its size. Of a prior's new sounds:
     FIELD_in_samples, how often the class is named that was asked for, and samples_end, the share that ends by itself. Beside each share of FIELD its
-    standard error, sqrt(p (1 - p) / n).
+    standard error.
     Raises UserError for a judge that cannot hear them.
     """
     other = session.open_run(judge)
@@ -151,7 +151,8 @@ def _verdict(other, audio_bt1, samples):
 
 
 def _with_errors(found: dict, field: str, n: int) -> dict:
-    return found | {f"{name}_error": (p * (1 - p) / n) ** 0.5 for name, p in found.items() if name.startswith(f"judge/{field}_")}
+    errors = {f"{name}_error": float(evaluate.standard_error(p * n, p * n, n)) for name, p in found.items() if name.startswith(f"judge/{field}_")}
+    return found | errors
 
 
 def _copies(run, other, field, samples, sources):

@@ -97,7 +97,7 @@ def write_bytes(path, data: bytes) -> None:
 def same_spec(workdir: epath.Path, spec: records.Spec) -> records.Spec:
     """The data description `spec`. Raises UserError if WORKDIR was started with other data: their digest tells, wherever they lie."""
     path = workdir / "spec.json"
-    if (workdir / "config.json").exists() and path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(spec.to_dict())):
+    if configs.is_run(workdir) and path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(spec.to_dict())):
         raise UserError(f"the data set is not the one {workdir} was started with ({path} differs from it): give the old data, or another --workdir.")
     return spec
 

@@ -52,8 +52,8 @@ def train(config: Config, workdir: str, started: float | None = None) -> dict | 
 
 def agree(config: Config, workdir: epath.Path) -> Config:
     """The configuration to run: `config` if WORKDIR is new, else the stored one with `config.run`'s fields."""
-    path, config = workdir / "config.json", copy.deepcopy(config)
-    if path.exists():
+    config = copy.deepcopy(config)
+    if configs.is_run(workdir):
         stored = configs.read(workdir)
         config.optim.decay_steps = config.optim.decay_steps or stored.optim.decay_steps
         given, kept = configs.to_dict(config), configs.to_dict(stored)

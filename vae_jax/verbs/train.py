@@ -2,6 +2,8 @@
 
     python -m vae_jax train --config=experiments/mnist.py --workdir=runs/mnist
     python -m vae_jax train --workdir=runs/mnist                                  goes on, as that run was configured
+
+To change config.run of a run that goes on, such as config.run.steps, give its --config too.
 """
 
 from ml_collections import config_flags
