@@ -133,13 +133,16 @@ def _in_order(events, default):
     return [found[at] for at in sorted(found)]
 
 
-def write(notes: Iterable[Note], tempo: float, program: int = 0) -> bytes:
+def write(notes: Iterable[Note], tempo: float, program: int = 0, rest: float = 0.0) -> bytes:
     """A type 1 file of 480 ticks a quarter: a track with the tempo (quarter notes a minute), one of the notes on channel 1 under a General MIDI
     program 0..127, and one of the drums on channel 10 where there are any. Times that are whole ticks are read back as they are.
+
+    rest: quarters of silence after the last note.
     """
     notes = list(notes)
     midi = mido.MidiFile(type=1, ticks_per_beat=TICKS)
-    midi.tracks.append(mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(tempo))]))
+    length = round((max((note.end for note in notes), default=0.0) + rest) * TICKS)
+    midi.tracks.append(mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(tempo)), mido.MetaMessage("end_of_track", time=length)]))
     midi.tracks.append(_track([note for note in notes if not note.drum], 0, [mido.Message("program_change", channel=0, program=program)]))
     if any(note.drum for note in notes):
         midi.tracks.append(_track([note for note in notes if note.drum], DRUM_CHANNEL, []))
