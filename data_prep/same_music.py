@@ -12,8 +12,8 @@ import numpy as np
 from vae_jax.rolls import Grid, Note, step
 
 RUN = 12  # notes, in order of step and pitch
-SKETCH = 128  # hashes kept of a piece
-SAME = 0.2  # share of all different runs of two pieces that both have: from here on they are one music (of Bach's chorales, tunes set alike)
+SKETCH = 256  # hashes kept of a piece
+SAME = 0.1  # share of all different runs of two pieces that both have; from here on they are one music: settings of a tune that share whole phrases
 COMMON = 64  # pieces compared for having one run; with all of them a run of many pieces would cost their square
 FACTORS = np.random.Generator(np.random.Philox(key=1)).integers(1, 1 << 63, 2 * RUN, np.uint64) | np.uint64(1)
 
