@@ -118,8 +118,8 @@ def main() -> None:
             for payload in result.blobs:
                 writer.add(split, payload)
         music = describe(listed, chosen, own, groups, counts)
-        told = {**grid._asdict(), "steps": FLAGS.steps, "hop": hop, "transpose": FLAGS.transpose, "split": fractions,
-                "group": script.rule_name(FLAGS.group)}
+        told = {name: FLAGS[name].value for name in ("steps", "per_quarter", "low", "high", "fold", "transpose", "drums", "velocity")}
+        told |= {"hop": hop, "split": fractions, "group": script.rule_name(FLAGS.group)}
         sizes = {split: len({g for g, s in zip(groups, chosen) if s == split}) for split in sorted(set(chosen))}
         described = script.manifest("data_prep.midi", told, script.describe_source(found, found.items), len(found.items) + len(found.skipped),
                                     len(listed), skipped, seed=FLAGS.seed, groups=sizes, music=music)

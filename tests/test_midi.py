@@ -33,6 +33,10 @@ def test_other_readers_understand_what_is_written():
     parsed = mido.MidiFile(file=io.BytesIO(midi.write([Note(0, 1, 60, 90), Note(1, 1.25, 36, 100, True)], 90.0)))
     assert (parsed.type, parsed.ticks_per_beat, len(parsed.tracks)) == (1, 480, 3) and parsed.length == pytest.approx(1.25 * 60 / 90)
     assert {message.channel for message in parsed.tracks[2] if message.type == "note_on"} == {9}
+    parsed = mido.MidiFile(file=io.BytesIO(midi.write([Note(1, 2, 60), Note(0, 1, 60), Note(0, 1, 72), Note(1, 2, 50)], 90.0)))
+    heard = [(message.type, message.time) for message in parsed.tracks[1] if message.type.startswith("note")]
+    ons, offs = [("note_on", 0), ("note_on", 0)], [("note_off", 480), ("note_off", 0)]
+    assert heard == ons + offs + ons + offs  # a pitch is let go before it is struck again
 
 
 def test_a_path_and_bytes(tmp_path):

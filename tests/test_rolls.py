@@ -50,6 +50,7 @@ def test_a_window_is_a_part_of_the_whole(grid):
 def test_off_the_grid_to_the_nearest_step_and_never_lost():
     roll = rolls.from_notes([Note(0.12, 0.13, 60), Note(0.13, 0.36, 62), Note(1.0, 1.0, 64)], GRID, 0, 8)
     assert rolls.to_notes(roll, GRID) == [Note(0.0, 0.25, 60), Note(0.25, 0.5, 62), Note(1.0, 1.25, 64)]
+    assert [np.flatnonzero(part).tolist() for part in rolls.parts(roll, GRID)[0][:, [24, 26, 28]].T] == [[0], [1], [4]]
 
 
 def test_overlaps_of_a_pitch():
