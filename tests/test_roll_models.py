@@ -101,6 +101,18 @@ def test_settings_that_do_not_fit_rolls_are_one_sentence(folder, model, sentence
         make(folder, **model)
 
 
+def test_the_peers_lstm_has_the_peers_parameters():
+    """PyTorch's LSTM of 156 columns, 256 units, 20 numbers has 758,980, of which 2,048 are second biases that only add to the first."""
+    from experiments import peers
+
+    spec = spec_of(100, 24, 101)
+    assert spec.fields["roll"].shape == (100, 156)
+    batch = {"roll": jnp.zeros((2, 100, 156), jnp.uint8)}
+    params, _ = jax.eval_shape(tasks.get(peers.get_config("lstm"), spec).init, jax.random.key(0), batch)
+    lstm = lambda inputs: 4 * 256 * (inputs + 256) + 2 * 4 * 256
+    assert sum(x.size for x in jax.tree.leaves(params)) == lstm(156) + 256 * 40 + 40 + lstm(20) + 256 * 156 + 156 - 2048
+
+
 def test_rows_are_read_both_ways():
     """Against single LSTMs with the same weights; the second layer reads both directions of the first, in step."""
     import flax.linen as nn

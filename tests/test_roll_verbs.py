@@ -187,6 +187,36 @@ def test_report_shows_and_plays_rolls(trained, figures):
     assert [note[:3] for note in piece.notes] == [note[:3] for note in sorted(rolls.to_notes(toys.tunes(24, seed=2)[0], GRID))]
 
 
+JUDGE = '''
+from vae_jax.config import Config, Data, Eval, Optim, Run
+from vae_jax.tasks import classifier
+
+def get_config():
+    return Config(name="judge", task="classifier", model=classifier.Model(channels=(8,), hidden=16), data=Data(dir={data!r}, batch=32),
+        optim=Optim(lr=3e-3), eval=Eval(every=60, batch=24), run=Run(steps=60, save_every=60, compile_cache={cache!r}))
+'''
+
+
+def test_a_judge_tells_what_is_played_apart(trained):
+    (trained / "judge.py").write_text(JUDGE.format(data=str(trained / "data"), cache=str(trained / "cache")))
+    verb("train", f"--config={trained / 'judge.py'}", f"--workdir={trained / 'judge'}")
+    verb("evaluate", f"--workdir={trained / 'run'}", f"--judge={trained / 'judge'}")
+    found = json.loads((trained / "run" / "evaluation.json").read_text())["results"]
+    assert found["judge/accuracy"] == 1 and found["judge/classes"] == 2
+    assert found["judge/class_spread0.5_agreement"] > 0.8  # near the mean code of a class its tunes are heard
+    assert 0 < found["judge/nearest"] < 3 and 0 < found["judge/diversity"] < 3
+    verb("evaluate", f"--workdir={trained / 'told'}", f"--judge={trained / 'judge'}")
+    assert "judge/agreement_least" in json.loads((trained / "told" / "evaluation.json").read_text())["results"]
+
+
+def test_export_compares_itself(trained):
+    out = verb("export", f"--workdir={trained / 'run'}", f"--out={trained / 'export'}")
+    about = json.loads((trained / "export" / "manifest.json").read_text())
+    assert about["rolls"] == toys.GRID and "rate" not in about, out
+    assert about["functions"]["encode"]["inputs"]["roll"] == {"shape": ["b", 16, 32], "dtype": "uint8"}
+    assert about["functions"]["sample"]["outputs"]["roll/draw"]["shape"] == ["b", 16, 32]
+
+
 def test_mistakes_are_one_sentence(trained, tmp_path):
     run, song_flag = f"--workdir={trained / 'run'}", f"--midi={trained / 'song.mid'}"
     (tmp_path / "text.mid").write_text("no music")
