@@ -70,6 +70,9 @@ def test_drums_are_channel_10():
     ([(0, on(60)), (96, on(60)), (96, off(60)), (96, off(60))], [(0, 1, 60), (1, 3, 60)]),  # struck again, then let go twice
     ([(0, on(60)), (95, on(60)), (1, off(60)), (96, off(60))], [(0, 95 / 96, 60), (95 / 96, 2, 60)]),  # legato that overlaps by a tick
     ([(0, on(60)), (96, on(60)), (0, off(60)), (96, off(60))], [(0, 1, 60), (1, 2, 60)]),  # the new one first, then the old one's end
+    ([(0, on(60)), (0, on(60)), (48, off(60)), (48, on(60)), (48, off(60)), (96, off(62))], [(0, 0, 60), (0, 0.5, 60), (1, 1.5, 60)]),  # at once
+    ([(0, on(60)), (96, on(60)), (48, off(60)), (48, on(60)), (48, off(60)), (96, off(62))], [(0, 1, 60), (1, 1.5, 60), (2, 2.5, 60)]),  # no end
+    ([(0, on(60)), (48, off(60)), (48, off(60)), (48, on(60)), (48, off(60))], [(0, 0.5, 60), (1.5, 2, 60)]),  # an end said twice
     ([(0, on(60)), (96, on(62)), (96, off(62))], [(0, 2, 60), (1, 2, 62)]),  # never let go: to the end of its track
     ([(0, off(60)), (96, on(60)), (0, off(60)), (96, b"\xff\x01\x00")], [(1, 1, 60)]),  # an end without a note, and no length
     ([(0, on(60)), (96, on(60, 64, 1)), (96, off(60)), (96, off(60, 1))], [(0, 2, 60), (1, 3, 60)]),  # two channels

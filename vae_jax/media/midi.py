@@ -75,21 +75,21 @@ def read(source: bytes | str | os.PathLike) -> Piece:
 
 def _listen(track, tick, played, pedals, signatures, tempos, programs):
     """Adds what a track says from `tick` on to the lists: played gets [channel, pitch, on, off, velocity]. Returns the tick at which it ends."""
-    waiting = collections.defaultdict(collections.deque)  # (channel, pitch) -> notes whose note-off is still to come; the first struck ends first
-    newest = {}
+    newest, owed = {}, collections.Counter()  # (channel, pitch) -> the note struck last, and how many note-offs are still to come
     for message in track:
         tick, kind = tick + message.time, message.type
+        key = (message.channel, message.note) if kind in ("note_on", "note_off") else None
         if kind == "note_on" and message.velocity:
-            key = message.channel, message.note
-            if key in newest:
-                newest[key][3] = min(newest[key][3], tick)
+            if key in newest and newest[key][3] < np.inf:
+                owed[key] = 0  # silent: note-offs that did not come, as of a note struck twice at once, never will
+            elif key in newest:
+                newest[key][3] = tick
             newest[key] = [*key, tick, np.inf, message.velocity]
-            waiting[key].append(newest[key])
+            owed[key] += 1
             played.append(newest[key])
-        elif kind in ("note_off", "note_on"):
-            if waiting[message.channel, message.note]:
-                note = waiting[message.channel, message.note].popleft()
-                note[3] = min(note[3], tick)
+        elif key:
+            if owed[key]:  # of notes that overlap the first struck is let go first, and the last note-off ends the newest
+                newest[key][3], owed[key] = tick, owed[key] - 1
         elif kind == "control_change" and message.control == PEDAL:
             pedals[message.channel].append((tick, message.value >= PEDAL_DOWN))
         elif kind == "program_change":
@@ -98,9 +98,8 @@ def _listen(track, tick, played, pedals, signatures, tempos, programs):
             tempos.append((tick, mido.tempo2bpm(message.tempo)))
         elif kind == "time_signature" and message.numerator and message.denominator <= FINEST_UNIT:
             signatures.append((tick, message.numerator, message.denominator))
-    for notes in waiting.values():
-        for note in notes:  # without a note-off
-            note[3] = min(note[3], tick)
+    for note in newest.values():
+        note[3] = min(note[3], tick)  # one without a note-off
     return tick
 
 
