@@ -103,7 +103,8 @@ def main() -> None:
         own = [intake.text(rule(piece.item.name)) for piece in listed]
         groups, genres = unite(own, listed), [piece.genre for piece in listed]
         labels = tuple(sorted(set(genres) - {""}))
-        chosen = splits.choose_splits([piece.given for piece in listed], groups, fractions, FLAGS.seed, genres if labels else None,
+        home = dict(zip(reversed(groups), reversed(genres)))  # music that two genres have is divided with the genre of its first piece
+        chosen = splits.choose_splits([piece.given for piece in listed], groups, fractions, FLAGS.seed, [home[g] for g in groups] if labels else None,
                                       [piece.told["steps"] for piece in listed])
         jobs = [(piece.item, {"semitones": semitones if split == "train" else [0],
                               "record": {"source": piece.item.name, "group": group, **({"label": labels.index(piece.genre)} if labels else {})}})

@@ -217,6 +217,18 @@ def test_the_same_music_is_in_one_split(tmp_path):
         assert manifest["music"]["same_music"] == [["00.mid", "x_transposed.mid", "y_later.mid", "z_changed.mid"]]
 
 
+def test_music_that_two_genres_have_is_in_one_split(songs, tmp_path):
+    for i in (0, 3):
+        save(songs / "jazz" / f"copy{i}.mid", piece(i, 90 + 10 * i))  # of blues
+    for seed in range(6):
+        _, read, manifest = prepare(tmp_path / f"out{seed}", songs, seed=seed, split="train:0.5,test:0.5")
+        assert manifest["music"]["same_music"] == [["blues/0.mid", "jazz/copy0.mid"], ["blues/3.mid", "jazz/copy3.mid"]]
+        for pair in manifest["music"]["same_music"]:
+            assert sum(bool(set(pair) & set(got["source"])) for got in read.values()) == 1
+        labels = {source: label for got in read.values() for source, label in zip(got["source"], got["label"])}
+        assert labels["blues/0.mid"] == 0 and labels["jazz/copy0.mid"] == 1
+
+
 def test_overlap_is_estimated():
     """Against the true share of runs in common, of pieces that have a part in common."""
     rng = np.random.default_rng(0)
