@@ -12,7 +12,7 @@ from data_prep.pool import Skip
 from vae_jax import rolls
 from vae_jax.media import midi
 from vae_jax.records import Field, encode
-from vae_jax.rolls import Grid, Note
+from vae_jax.rolls import Grid
 
 EXPECTED = "a Standard MIDI File"
 OFF_GRID = 0.05  # steps: notes that begin further from a step than that are counted as off the grid
@@ -29,17 +29,6 @@ def _read(data):
         raise Skip(str(error)) from None
 
 
-def _has_place(note: Note, grid: Grid) -> bool:
-    if note.drum:
-        return grid.drums and rolls.FIRST_DRUM <= note.pitch <= rolls.LAST_DRUM
-    return rolls.fit(note.pitch, grid) is not None
-
-
-def _end(notes, grid):
-    """The step behind the last note."""
-    return max(max(rolls.step(note.start, grid) + 1, 0 if note.drum else rolls.step(note.end, grid)) for note in notes)
-
-
 def listen(data: bytes, about: dict, options: dict) -> tuple[dict, list[bytes]]:
     """What a file tells before it is cut, and no records. options: grid. Raises Skip.
 
@@ -49,13 +38,13 @@ def listen(data: bytes, about: dict, options: dict) -> tuple[dict, list[bytes]]:
     piece, grid = _read(data), Grid(*options["grid"])
     if not piece.notes:
         raise Skip("holds no notes")
-    kept = [note for note in piece.notes if _has_place(note, grid)]
+    kept = [note for note in piece.notes if rolls.has_place(note, grid)]
     if not kept:
         raise Skip("holds no notes that the rolls have a place for (--low, --high, --drums)")
     pitched = [note for note in piece.notes if not note.drum]
     places = np.array([note.start for note in pitched]) * grid.per_quarter
     bars = collections.Counter(np.diff(midi.bar_lines(piece, grid.per_quarter)).tolist())
-    return {"steps": _end(kept, grid), "pitched": len(pitched), "drums": len(piece.notes) - len(pitched),
+    return {"steps": rolls.end(kept, grid), "pitched": len(pitched), "drums": len(piece.notes) - len(pitched),
             "outside": sum(not grid.low <= note.pitch <= grid.high for note in pitched),
             "off_grid": int((np.abs(places - np.rint(places)) > OFF_GRID).sum()), "tempo": midi.tempo(piece),
             "bars": sorted(bars.items()), "sketch": same_music.sketch(pitched, grid)}, []
@@ -93,13 +82,13 @@ def cut(data: bytes, about: dict, options: dict) -> tuple[dict, list[bytes]]:
     """
     piece, grid, steps = _read(data), Grid(*options["grid"]), options["steps"]
     declared = fields(grid, steps, tuple(options["labels"]), options["transposed"])
-    notes = [note for note in piece.notes if _has_place(note, grid)]
-    end = _end(notes, grid)
+    notes = [note for note in piece.notes if rolls.has_place(note, grid)]
+    end = rolls.end(notes, grid)
     starts = window_starts(midi.bar_lines(piece, grid.per_quarter), options["hop"], end)
     made, silent, dropped = [], 0, 0
     for semitones in about["semitones"]:
         shifted = [note if note.drum else note._replace(pitch=note.pitch + semitones) for note in notes]
-        if not all(_has_place(note, grid) for note in shifted):
+        if not all(rolls.has_place(note, grid) for note in shifted):
             dropped += 1
             continue
         roll = rolls.from_notes(shifted, grid, starts[0], starts[-1] - starts[0] + steps)

@@ -78,6 +78,18 @@ def fit(pitch: int, grid: Grid) -> int | None:
     return pitch if grid.low <= pitch <= grid.high else None
 
 
+def has_place(note: Note, grid: Grid) -> bool:
+    """Whether rolls have a column for a note."""
+    if note.drum:
+        return grid.drums and FIRST_DRUM <= note.pitch <= LAST_DRUM
+    return fit(note.pitch, grid) is not None
+
+
+def end(notes: Iterable[Note], grid: Grid) -> int:
+    """The step behind the last of some notes; a drum lasts one."""
+    return max(max(step(note.start, grid) + 1, 0 if note.drum else step(note.end, grid)) for note in notes)
+
+
 def from_notes(notes: Iterable[Note], grid: Grid, start: int, steps: int) -> np.ndarray:
     """The roll, uint8 [steps, columns], of the steps start.. of a piece; start may be negative. Of two notes in one cell the later counts.
 
@@ -88,15 +100,16 @@ def from_notes(notes: Iterable[Note], grid: Grid, start: int, steps: int) -> np.
     for note in sorted(notes):
         first, last = step(note.start, grid) - start, step(note.end, grid) - start
         value = 2 * note.velocity + 1 if grid.velocity else 255
+        if not has_place(note, grid):
+            continue
         if note.drum:
-            if grid.drums and 0 <= first < steps and FIRST_DRUM <= note.pitch <= LAST_DRUM:
+            if 0 <= first < steps:
                 drums[first, note.pitch - FIRST_DRUM] = value
             continue
-        pitch = fit(note.pitch, grid)
-        if pitch is not None:
-            held[max(0, first):max(0, first + 1, last), pitch - grid.low] = value
-            if 0 <= first < steps:
-                struck[first, pitch - grid.low] = value
+        pitch = fit(note.pitch, grid) - grid.low
+        held[max(0, first):max(0, first + 1, last), pitch] = value
+        if 0 <= first < steps:
+            struck[first, pitch] = value
     return roll
 
 

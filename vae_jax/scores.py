@@ -37,12 +37,11 @@ def read(run, path: str, flag: str) -> Score:
         raise UserError(f"--{flag}={path} cannot be used: {error}.") from None
     except OSError as error:
         raise UserError(f"--{flag}={path} cannot be read ({error.strerror or error}).") from None
-    fits = lambda note: grid.drums and rolls.FIRST_DRUM <= note.pitch <= rolls.LAST_DRUM if note.drum else rolls.fit(note.pitch, grid) is not None
-    notes = [note for note in piece.notes if fits(note)]
+    notes = [note for note in piece.notes if rolls.has_place(note, grid)]
     if not notes:
         raise UserError(f"--{flag}={path} has no note that this model knows: it knows pitches {grid.low} to {grid.high}"
                         f"{' and drums' if grid.drums else ' and no drums'}.")
-    end = max(max(rolls.step(note.start, grid) + 1, rolls.step(note.end, grid)) for note in notes)
+    end = rolls.end(notes, grid)
     if end > QUARTERS * grid.per_quarter:
         raise UserError(f"--{flag}={path} is {end // grid.per_quarter:,} quarter notes long: cut it to {QUARTERS:,}.")
     starts = np.array(pieces.window_starts(midi.bar_lines(piece, grid.per_quarter), steps, end))
