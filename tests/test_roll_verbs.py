@@ -133,8 +133,13 @@ def test_reconstruct_takes_any_midi_file(trained):
 
 
 def test_interpolate_between_files_and_rows(trained):
-    out = verb("interpolate", f"--workdir={trained / 'run'}", f"--from={trained / 'song.mid'}", "--to=5", "--count=4")
     folder = trained / "run" / "interpolations"
+    (folder / "song-to-5").mkdir(parents=True)
+    (folder / "song-to-5" / "008.mid").write_bytes(b"of an earlier call, with more steps")
+    ends = f"--from={trained / 'song.mid'}", "--to=5", "--count=4"
+    refused("interpolate", f"--workdir={trained / 'run'}", *ends, "--soundfont=gone.sf2")
+    assert (folder / "song-to-5" / "008.mid").exists()
+    out = verb("interpolate", f"--workdir={trained / 'run'}", *ends)
     arrays = np.load(folder / "song-to-5.npz")
     assert arrays["roll"].shape == (4, 16, 32) and arrays["code"].shape == (4, 16)
     a, *between, b = arrays["code"].astype(np.float64)
@@ -229,6 +234,7 @@ def test_mistakes_are_one_sentence(trained, tmp_path):
             (("sample", "--label=jazz"), "slow, quick"), (("reconstruct", "--wav=a.wav"), "--midi"), (("reconstruct", "--condition=slow"), "--midi"),
             (("reconstruct", song_flag, "--split=test"), "leave --data and --split out"), (("interpolate", "--from=3"), "both ends"),
             (("interpolate", "--from=3", "--to=24"), "rows 0 to 23"), (("interpolate", "--from=-1", "--to=2"), "cannot be read"),
+            (("interpolate", "--from=²", "--to=2"), "cannot be read"),
             (("interpolate", "--from=1", "--to=2", "--condition=slow"), "told no class"), (("attributes", "--amount=1"), "--midi"),
             (("attributes", song_flag, "--attribute=mood"), "density, register, mode"), (("attributes", song_flag, "--amount=nan"), "finite")):
         assert sentence in refused(flags[0], run, *flags[1:]), flags

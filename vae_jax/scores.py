@@ -92,14 +92,17 @@ def label(run, name: str, flag: str) -> int | None:
     return names.index(name)
 
 
-def write(run, folder, made: dict, tempo: float, program: int = 0, font: str = "") -> float:
+def write(run, folder, made: dict, tempo: float, program: int = 0, font: str = "", alone: bool = False) -> float:
     """Writes FOLDER/NAME.mid and NAME.wav of rolls {name: uint8 [steps, columns]}, all wavs at one gain, which it returns. tempo: quarter notes a
-    minute; font: a SoundFont, '' for the built-in synthesiser. Raises UserError for a SoundFont that cannot be used."""
+    minute; font: a SoundFont, '' for the built-in synthesiser; alone: files of an earlier call, which had another gain, or were more, are
+    removed. Raises UserError for a SoundFont that cannot be used."""
     folder.mkdir(parents=True, exist_ok=True)
     grid = rolls.grid(run.spec.facts)
     notes = {name: rolls.to_notes(roll, grid) for name, roll in made.items()}
     heard = {name: synth.soundfont(own, tempo, font, program) if font else (synth.render(own, tempo, RATE), RATE) for name, own in notes.items()}
     factor = sounds.gain(*(wave for wave, _ in heard.values()))
+    for old in [*folder.glob("*.mid"), *folder.glob("*.wav")] if alone else []:
+        old.unlink()
     for name, own in notes.items():
         session.write_bytes(folder / f"{name}.mid", midi.write(own, tempo, program))
         session.write_bytes(folder / f"{name}.wav", sounds.wav(*heard[name], factor))

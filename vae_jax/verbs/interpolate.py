@@ -4,8 +4,9 @@
     python -m vae_jax interpolate --workdir=runs/chorales --from=12 --to=57 --count=9      rows of the test split
 
 Of a MIDI file the first window with a note is taken. Writes WORKDIR/interpolations/NAME.mid and NAME.wav, all steps one after the other,
-NAME/NUMBER.mid and .wav of each, NAME.png, and NAME.npz (`code` [count, d], `roll` uint8 [count, steps, columns]), NAME from both ends. The first and
-the last step are the ends as the model rebuilds them. A conditional model is told --condition all along.
+NAME/NUMBER.mid and .wav of each (those of an earlier call are removed), NAME.png, between the two originals, and NAME.npz (`code` [count, d], `roll`
+uint8 [count, steps, columns]), NAME from both ends. The first and the last step are the ends as the model rebuilds them. A conditional model is told
+--condition all along.
 """
 
 import pathlib
@@ -43,7 +44,7 @@ def main(started: float) -> int:
     made = scores.decode(run, codes, cut, scores.told(run, label, COUNT.value))
     folder, name = run.workdir / "interpolations", "-to-".join(pathlib.Path(flag.value).stem for flag in (FROM, TO))
     own = next((t for t in tempo if t), None)
-    music.write(run, folder / name, {f"{i:03d}": roll for i, roll in enumerate(made)}, own)
+    music.write(run, folder / name, {f"{i:03d}": roll for i, roll in enumerate(made)}, own, alone=True)
     factor = music.write(run, folder, {name: np.concatenate(made)}, own)
     session.write_npz(folder / f"{name}.npz", {"code": codes.astype(np.float32), "roll": made})
     shown = scores.cells(run, np.stack([ends[0], *made, ends[1]]))
@@ -62,7 +63,7 @@ def _window(run, flag: str, value: str):
 
     from vae_jax import scores, session
 
-    if not value.isdigit():
+    if not value.isdecimal():
         score = scores.read(run, value, flag)
         return score.windows[int(np.argmax(score.windows.any((1, 2))))], score.tempo
     if not run.config.data.test:

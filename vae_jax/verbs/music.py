@@ -41,11 +41,11 @@ def tempo(run, own: float | None = None) -> float:
     return TEMPO.value or own or rolls.grid(run.spec.facts).tempo
 
 
-def write(run, folder, made: dict, own: float | None = None) -> float:
+def write(run, folder, made: dict, own: float | None = None, alone: bool = False) -> float:
     """`scores.write` as the flags say; own: tempo of a file that was given."""
     from vae_jax import scores
 
-    return scores.write(run, folder, made, tempo(run, own), PROGRAM.value, SOUNDFONT.value)
+    return scores.write(run, folder, made, tempo(run, own), PROGRAM.value, SOUNDFONT.value, alone)
 
 
 def samples(run, name: str, made: dict, columns: int) -> None:

@@ -37,11 +37,8 @@ def _split(run, origin: str, split: str, count: int) -> int:
         return 0
     truth, made = rows["roll"], rolls.played(rows["probability"], cut, grid)
     folder, name = run.workdir / "reconstructions", f"{records.open_folder(origin).name}-{source.split.name}"
-    (folder / name).mkdir(parents=True, exist_ok=True)
-    for old in [*(folder / name).glob("*.mid"), *(folder / name).glob("*.wav")]:
-        old.unlink()  # of an earlier call: another gain, or more windows
     factor = music.write(run, folder / name, {f"{i:03d}-{kind}": roll[i] for kind, roll in (("original", truth), ("model", made))
-                                              for i in range(min(FILES, len(truth)))})
+                                              for i in range(min(FILES, len(truth)))}, alone=True)
     scored = {"held_f1": rolls.f1, "onset_f1": rolls.onset_f1}
     session.write_npz(folder / f"{name}.npz", {"original": truth, "reconstruction": made, "mean": rows["probability"], "row": rows["row"],
                                                **{k: np.array([score(a, b, grid) for a, b in zip(truth, made)]) for k, score in scored.items()}})
