@@ -6,7 +6,8 @@ sixteen bars under a conductor, posterior collapse and its cures (M5-midi), genr
 
 Data: python -m data_prep.midi --source=bach_chorales.zip --out=datasets/chorales --transpose=-5:6 --split=train:0.8,validation:0.1,test:0.1
       with --steps=100 --low=24 --high=101 into datasets/chorales_100 for `paper`, with --steps=256 --hop=64 into datasets/chorales_16bars for
-      `sixteen_bars`; of a folder that has a folder of MIDI files a genre into datasets/games for `genres`, without --transpose
+      `sixteen_bars`; for `genres`, of a folder that has a folder of MIDI files a genre (chorales, openttd, simutrans):
+      python -m data_prep.midi --source=games --out=datasets/games --fold --split=train:0.8,validation:0.1,test:0.1
 """
 
 from vae_jax.config import Config, Data, Eval, Optim, Run, Target, UserError

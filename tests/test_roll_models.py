@@ -63,14 +63,15 @@ def test_cells_are_held_and_struck_and_go_back(drums):
     np.testing.assert_array_equal(fronts.cells(roll, 12, np), np.rint(255 * x))
 
 
-@pytest.mark.parametrize("steps, low, high, cure", [(32, 24, 101, "--steps=32 --high=103"), (30, 36, 83, "--steps=32 --high=83"),
-                                                    (32, 49, 126, "--steps=32 --low=47")])
-def test_a_roll_that_does_not_halve_is_told_which_size_does(steps, low, high, cure):
+@pytest.mark.parametrize("steps, low, high, drums, cure", [
+    (32, 24, 101, 0, "--steps=32 --high=103"), (30, 36, 83, 0, "--steps=32 --high=83"), (32, 49, 126, 0, "--steps=32 --low=47"),
+    (32, 0, 127, 1, "--steps=32 --high=124")])
+def test_a_roll_that_does_not_halve_is_told_which_size_does(steps, low, high, drums, cure):
     with pytest.raises(UserError, match="does not halve 2 times") as error:
-        fronts.get(spec_of(steps, low, high), None, 4)
+        fronts.get(spec_of(steps, low, high, drums), None, 4)
     assert cure in str(error.value)
     again = dict(flag.removeprefix("--").split("=") for flag in cure.split())
-    fronts.get(spec_of(int(again["steps"]), int(again.get("low", low)), int(again.get("high", high))), None, 4)  # and it does
+    fronts.get(spec_of(int(again["steps"]), int(again.get("low", low)), int(again.get("high", high)), drums), None, 4)  # and it does
 
 
 @pytest.mark.parametrize("name", FAMILIES)

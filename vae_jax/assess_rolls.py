@@ -18,7 +18,8 @@ from vae_jax.latents import statistics
 
 WINDOWS = 2_000  # of a split, evenly spaced, that are rebuilt
 SAMPLES, BATCH = 500, 100  # windows drawn from the prior, and at once
-CHUNK = 1_000  # windows read at once
+CHUNK = 250  # windows read at once
+KEYS = 11  # that many transpositions of a window, WINDOWS of those in their own key are read of the training split
 
 
 def figures(run, sources: dict, interrupted=lambda: False) -> dict | None:
@@ -34,7 +35,7 @@ def figures(run, sources: dict, interrupted=lambda: False) -> dict | None:
     if drawn is None:
         return None
     truth, made = held["roll"], rolls.played(held["probability"], cut, grid)
-    train = own_keys(sources["train"].read(datas.spaced(len(sources["train"]), 11 * WINDOWS)))["roll"]
+    train = own_keys(sources["train"].read(datas.spaced(len(sources["train"]), KEYS * WINDOWS)))["roll"]
     density, classes = rolls.notes_per_quarter(truth, grid), rolls.pitch_classes(truth, grid)
     found = marginal(run, sources) | {"eval/test/threshold": cut, "eval/test/held_f1": rolls.f1(truth, made, grid),
                                       "eval/test/onset_f1": rolls.onset_f1(truth, made, grid), "eval/test/notes_per_quarter": density,

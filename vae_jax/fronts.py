@@ -138,8 +138,9 @@ def _roll(spec, multiple: int) -> Front:
     pitches = rolls.pitches(grid)
     width = columns - pitches  # struck drums stand beside the pitches
     if steps % multiple or width % multiple:
-        more = -width % multiple
-        wider = f"--high={grid.high + more}" if grid.high + more <= 127 else f"--low={grid.low - more}"
+        more, less = -width % multiple, width % multiple
+        wider = (f"--high={grid.high + more}" if grid.high + more <= 127 else f"--low={grid.low - more}" if grid.low >= more else
+                 f"--high={grid.high - less}")
         raise UserError(f"a roll of {steps} steps and {width} pitches{' and drums' * grid.drums} does not halve {multiple.bit_length() - 1} times: "
                         f"prepare it with --steps={steps + -steps % multiple} {wider}, or give fewer config.model.hidden.")
 
