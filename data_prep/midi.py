@@ -62,6 +62,13 @@ def read_transpose(text: str) -> list[int]:
     return semitones
 
 
+def read_hop() -> int:
+    """Steps from window to window. Raises UserError."""
+    if FLAGS.hop > FLAGS.steps:
+        raise UserError(f"--hop={FLAGS.hop} is more than --steps={FLAGS.steps}: the music between two windows would be left out.")
+    return FLAGS.hop or FLAGS.steps
+
+
 def listen(found: intake.Census, grid: rolls.Grid, workers: int) -> tuple[list[Piece], list[tuple[str, str]]]:
     """The usable files of a census, with their folders as genres where there are several, and what was left out, with the reason."""
     given, parts = splits.read_folders([item.name for item in found.items], found.is_archive)
@@ -92,7 +99,7 @@ def unite(groups: list[str], listed: list[Piece]) -> list[str]:
 def main() -> None:
     start = time.monotonic()
     script.require(FLAGS, "source", "out")
-    grid, semitones, hop = read_grid(), read_transpose(FLAGS.transpose), FLAGS.hop or FLAGS.steps
+    grid, semitones, hop = read_grid(), read_transpose(FLAGS.transpose), read_hop()
     fractions, rule = splits.parse_fractions(FLAGS.split), splits.group_rule(FLAGS.group)
     with records.Writer(FLAGS.out, script.set_name(FLAGS.out, "rolls"), FLAGS.overwrite) as writer:
         found = intake.census(FLAGS.source, pieces.sniff, pieces.EXPECTED)

@@ -315,6 +315,7 @@ def test_sources_without_a_usable_file(tmp_path):
 @pytest.mark.parametrize("values, message", [
     ({"low": 60, "high": 60}, "--low=60 should be below --high=60"),
     ({"low": 60, "high": 70, "fold": True}, "--fold needs an octave"),
+    ({"steps": 16, "hop": 17}, "--hop=17 is more than --steps=16"),
     ({"transpose": "1:3"}, "--transpose=1:3 should be FIRST:END"),
     ({"transpose": "x"}, "--transpose=x should be FIRST:END"),
     ({"transpose": "5:-5"}, "should be FIRST:END"),
