@@ -204,6 +204,20 @@ def test_the_marginal_baseline_counts_cells_of_the_training_split(session_of, fo
     assert found["eval/test/marginal_loss_error"] == pytest.approx(expected.std(ddof=1) / 24**0.5, rel=1e-9)
 
 
+def test_the_marginal_baseline_leaves_transposed_windows_out(session_of, monkeypatch):
+    class Windows:
+        roll = toys.tunes(24)
+        __len__ = lambda self: len(self.roll)
+        read = lambda self, rows: {"roll": self.roll[rows], "transposed": np.array([0, 0, 3, 3])[rows // 6]}
+
+    class Own(Windows):
+        roll = Windows.roll[:12]
+
+    monkeypatch.setattr(assess_rolls, "CHUNK", 6)  # of which the last two hold no window in its own key
+    run = session_of()
+    assert assess_rolls.marginal(run, {"train": Windows(), "test": Own()}) == assess_rolls.marginal(run, {"train": Own(), "test": Own()})
+
+
 def test_figures_of_a_model_that_knows_the_notes(session_of):
     """Its reconstructions are exact at any threshold between what sounds and what does not; its samples are one tune."""
     run = session_of()

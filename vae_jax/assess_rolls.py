@@ -55,8 +55,8 @@ def marginal(run, sources: dict) -> dict:
     own loss, a drum counts as held and struck."""
     def windows(source):
         for start in range(0, len(source), CHUNK):
-            batch = own_keys(source.read(np.arange(start, min(start + CHUNK, len(source)))))
-            yield session.stored(run, batch).reshape(len(batch["roll"]), -1)
+            cells = session.stored(run, own_keys(source.read(np.arange(start, min(start + CHUNK, len(source))))))
+            yield cells.reshape(len(cells), math.prod(cells.shape[1:]))  # perhaps none
 
     count, total = 0, 0
     for part in windows(sources["train"]):
