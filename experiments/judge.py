@@ -1,5 +1,5 @@
-"""Judges of generated pictures, spoken digits and music, trained on real data only; and who speaks. `voices` and `bands` hear half a second of what
-RAVE makes at 16 and at 44.1 kHz: prepare FOLDERs of two voices, of genres, with data_prep.waveforms.
+"""Judges of generated pictures, spoken digits, music and piano rolls, trained on real data only; and who speaks. `voices` and `bands` hear half a
+second of what RAVE makes at 16 and at 44.1 kHz: prepare FOLDERs of two voices, of genres, with data_prep.waveforms.
 
     python -m vae_jax train --config=experiments/judge.py --workdir=runs/judge
     python -m vae_jax train --config=experiments/judge.py:fsdd --workdir=runs/judge_fsdd
@@ -17,10 +17,11 @@ VARIANTS = {
     "speaker": (classifier.Model(channels=(32, 64, 64), sound=SPEECH, label="speaker"), Data(dir="datasets/fsdd", batch=64)),
     "genres": (classifier.Model(channels=(32, 64, 64)), Data(dir="datasets/genres", validation="validation", batch=64)),
     "voices": (classifier.Model(channels=(16, 32, 32), hidden=32), Data(dir="datasets/voices", crop=8192, batch=64)),
+    "rolls": (classifier.Model(channels=(32, 64, 64)), Data(dir="datasets/games", validation="validation", batch=64)),  # genres: data of midi.py
     "bands": (classifier.Model(channels=(16, 32, 32), hidden=32, sound=fronts.Sound(n_fft=1024, hop=512)),
               Data(dir="datasets/bands", crop=22528, batch=64)),
 }
-STEPS = {"mnist": 3000, "cifar10": 3000, "fsdd": 1200, "speaker": 600, "genres": 800, "voices": 600, "bands": 600}
+STEPS = {"mnist": 3000, "cifar10": 3000, "fsdd": 1200, "speaker": 600, "genres": 800, "voices": 600, "bands": 600, "rolls": 800}
 
 
 def get_config(variant: str = "mnist") -> Config:

@@ -3,7 +3,8 @@
     python -m vae_jax bench --config=experiments/peers.py:mlp
     python -c 'from experiments import peers; peers.write_npz("spectrogram", "spectrogram.npz")'     the same pictures for the other side
 
-Same batch, input size, strides, channels and latent size as the PyTorch side; Adam 1e-3, float32. `rave_small` and `rave_v1` need
+Same batch, input size, strides, channels and latent size as the PyTorch side; Adam 1e-3, float32. (Of each LSTM PyTorch keeps a second bias, which
+only ever adds to the first: 2,048 parameters more for `lstm`.) `rave_small` and `rave_v1` need
 recordings as data_prep.waveforms writes them.
 """
 
@@ -26,6 +27,7 @@ VARIANTS = {
     # Stage 1 on 4,096 frames of 16 sub-bands, without the distance of the wave and without augmentation
     "rave_small": (rave.Model(capacity=16, **BARE), Data(dir="datasets/recordings", crop=65_536, batch=8)),
     "rave_v1": (rave.Model(capacity=64, **BARE), Data(dir="datasets/recordings", crop=65_536, batch=4)),
+    "lstm": (vae.Model(family="lstm", hidden=(256,), latent=20), Data(dir="datasets/chorales_100", batch=64)),  # 100 rows of 156 columns
     "bottles": (vae.Model(family="conv", hidden=(32, 64, 64), latent=2, likelihood="gaussian", sigma=SIGMA), Data(dir="datasets/bottles", batch=32)),
 }
 
@@ -41,7 +43,8 @@ def get_config(variant: str = "mlp") -> Config:
 
 
 def write_npz(variant: str, path: str) -> None:
-    """The pictures that a variant sees, `train` and `test` [n, h, w]: stored uint8 ones as they are, spectrograms as floats in 0..1."""
+    """The pictures that a variant sees, `train` and `test` [n, h, w]: stored uint8 ones as they are, spectrograms as floats in 0..1; rolls, whose
+    columns are their width, as floats too."""
     import jax
     import numpy as np
 
@@ -53,5 +56,8 @@ def write_npz(variant: str, path: str) -> None:
     for role in ("train", "test"):
         source = data.Source(config.data.dir, role)
         parts = [source.read(np.arange(i, min(i + 100, len(source)))) for i in range(0, len(source), 100)]
-        found[role] = np.concatenate([rows["image"] if front.kind == "image" else analyse({"audio": rows["audio"]}) for rows in parts])[..., 0]
+        if front.kind == "roll":
+            found[role] = np.concatenate([rows["roll"] / np.float32(255) for rows in parts])
+        else:
+            found[role] = np.concatenate([rows["image"] if front.kind == "image" else analyse({"audio": rows["audio"]}) for rows in parts])[..., 0]
     np.savez(path, **found)

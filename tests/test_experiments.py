@@ -43,10 +43,11 @@ CASES = [(path, variant) for path in FILES for variant in variants(path)]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Data sets of pictures and of sounds."""
+    """Data sets of pictures, of sounds and of rolls."""
     base, counts = tmp_path_factory.mktemp("experiments"), {"train": 24, "validation": 8, "test": 8}
     toys.sounds(base / "sounds", counts)
-    return {"image": toys.pictures(base / "pictures", counts, size=16), "audio": str(base / "sounds")}
+    toys.rolls(base / "rolls", counts)
+    return {"image": toys.pictures(base / "pictures", counts, size=16), "audio": str(base / "sounds"), "roll": str(base / "rolls")}
 
 
 def shrunken(path, variant, folders):
@@ -54,7 +55,8 @@ def shrunken(path, variant, folders):
     config = load(path).get_config(*([variant] if variant else []))
     assert configs.load(json.dumps(configs.to_dict(config))) == config, "a stored configuration reads back as it was"
     assert config.name and config.data.dir.startswith("datasets/")
-    kind = "audio" if path.stem in SOUNDS or variant in SOUNDS else "image"
+    roll = path.stem == "midi" or f"{path.stem}:{variant}" in ("judge:rolls", "peers:lstm")
+    kind = "roll" if roll else "audio" if path.stem in SOUNDS or variant in SOUNDS else "image"
     config.data = dataclasses.replace(config.data, dir=folders[kind], batch=8, train="train", validation=config.data.validation and "validation",
                                       test="test")
     config.eval = dataclasses.replace(config.eval, batch=8, every=2)

@@ -176,4 +176,4 @@ def test_a_conditional_model_refuses_other_classes():
     for names in (("right", "up", "left"), ("right", "left")):
         source = types.SimpleNamespace(split=types.SimpleNamespace(fields=field(*names)), fields=("image", "label"), crop=0)
         with pytest.raises(UserError, match="left, right, but other has right"):
-            reconstruct._check(run, "other", source)
+            reconstruct.check(run, "other", source)

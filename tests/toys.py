@@ -84,3 +84,34 @@ def sounds(folder, counts=None) -> records.Spec:
             for i in range(count):
                 writer.add(split, records.encode(fields, {"group": f"{split}{i}", **{k: v[i] for k, v in rows.items()}}))
         return writer.finish(fields, {}, {"rate": RATE, "peak": 0.62, "reference_db": -4.0})
+
+
+LOW, HIGH, STEPS = 60, 75, 16
+GRID = {"low": LOW, "high": HIGH, "steps_per_quarter": 4, "drums": 0, "velocity": 0, "steps_per_bar": 8, "tempo": 120.0}
+
+
+def tunes(n, seed=0, steps=STEPS) -> np.ndarray:
+    """Rolls [n, steps, 32] of one voice in C major: even ones low, in quarters, odd ones high, in eighths; one note in eight is a rest."""
+    rng, scale, pitches = np.random.default_rng(seed), np.array([0, 2, 4, 5, 7, 9, 11]), HIGH - LOW + 1
+    found = np.zeros((n, steps, 2 * pitches), np.uint8)
+    for i in range(n):
+        long = 4 if i % 2 == 0 else 2
+        for start in range(0, steps, long):
+            if rng.random() < 7 / 8:
+                pitch = rng.choice(scale[:4] if i % 2 == 0 else scale[3:])
+                found[i, start:start + long, pitch] = found[i, start, pitches + pitch] = 255
+    return found
+
+
+def rolls(folder, counts=None, **facts) -> records.Spec:
+    """A tiny data set of `tunes`, as data_prep writes rolls."""
+    fields = {"roll": records.Field((STEPS, 2 * (HIGH - LOW + 1)), "uint8"), "label": records.Field((), "int64", ("slow", "quick")),
+              "group": records.Field((), "str"), "source": records.Field((), "str"), "start": records.Field((), "int32"),
+              "valid": records.Field((), "int32")}
+    with records.Writer(folder, "tunes") as writer:
+        for seed, (split, count) in enumerate((counts or {"train": 96, "validation": 24, "test": 24}).items()):
+            for i, roll in enumerate(tunes(count, seed)):
+                piece = f"{split}{i // 4}"
+                writer.add(split, records.encode(fields, {"roll": roll, "label": i % 2, "group": piece, "source": piece, "start": i % 4 * STEPS,
+                                                          "valid": STEPS}))
+        return writer.finish(fields, {}, GRID | facts)

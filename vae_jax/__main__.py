@@ -1,7 +1,7 @@
 """`python -m vae_jax VERB --flags`: flags, distributed start, dispatch. The only caller of jax.distributed.initialize.
 
-Verbs: train, analyse, evaluate, sample, reconstruct, encode, decode, encode_codes, compress, decompress, stream, export, report, compare, bench,
-reproduce, verify.
+Verbs: train, analyse, evaluate, sample, reconstruct, interpolate, attributes, encode, decode, encode_codes, compress, decompress, stream, export,
+report, compare, bench, reproduce, verify.
 `python -m vae_jax VERB --help` lists a verb's flags.
 On several machines give every process the same command with --coordinator, --processes and --process_id;
 on a TPU pod, Slurm or Kubernetes only --distributed.
@@ -20,8 +20,8 @@ from absl import flags, logging
 
 from vae_jax.config import UserError
 
-VERBS = ("train", "analyse", "evaluate", "sample", "reconstruct", "encode", "decode", "encode_codes", "compress", "decompress", "stream", "export",
-         "report", "compare", "bench", "reproduce", "verify")
+VERBS = ("train", "analyse", "evaluate", "sample", "reconstruct", "interpolate", "attributes", "encode", "decode", "encode_codes", "compress",
+         "decompress", "stream", "export", "report", "compare", "bench", "reproduce", "verify")
 CHILD = "VAE_JAX_CHILD"  # set in the process that does the work, when a parent watches it
 
 COORDINATOR = flags.DEFINE_string("coordinator", "", "Address host:port of process 0, when there are several processes.")
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
 
 def _modules(verb):
     """The modules whose flags a verb has, its own first."""
-    shared = [m for name, m in sys.modules.items() if name in ("vae_jax.verbs.common", "vae_jax.verbs.trained")]
+    shared = [m for name, m in sys.modules.items() if name in ("vae_jax.verbs.common", "vae_jax.verbs.trained", "vae_jax.verbs.music")]
     return [verb, *shared, sys.modules["__main__"]]
 
 

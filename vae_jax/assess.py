@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import soxr
 
-from vae_jax import assess_codes, assess_waves, evaluate, fronts, session, tasks
+from vae_jax import assess_codes, assess_rolls, assess_waves, evaluate, fronts, session, tasks
 from vae_jax import data as datas
 from vae_jax.config import UserError
 from vae_jax.dsp import stft
@@ -40,7 +40,8 @@ def assess(run: session.Session, measures=(), measure_batch: int = 100, judge: s
     found = evaluate.splits(run, sources, interrupted)
     if found is None:
         return None
-    for figures in (assess_codes.figures,) if coded else (assess_waves.baselines,) if waves else (codes_and_pictures, resynthesised):
+    others = (codes_and_pictures, resynthesised, assess_rolls.figures)
+    for figures in (assess_codes.figures,) if coded else (assess_waves.baselines,) if waves else others:
         values = figures(run, sources, interrupted)
         if values is None:
             return None
@@ -212,8 +213,9 @@ def judged(run, judge: str, sources: dict, interrupted=lambda: False) -> dict | 
     stored = kind in run.spec.fields
     shape = run.spec.fields[kind].shape if stored else run.task.front.shape  # a prior's data may be codes of pictures alone
     if (not other.config.data.test or kind not in other.spec.fields or tuple(other.spec.fields[kind].shape) != tuple(shape)
-            or other.spec.facts.get("rate") != run.spec.facts.get("rate")):
-        raise UserError(f"{judge} cannot judge this run: it needs a test split, and {kind} of the same shape and sample rate as this run's.")
+            or any(other.spec.facts.get(name) != run.spec.facts.get(name) for name in ("rate", "low", "steps_per_quarter"))):
+        raise UserError(f"{judge} cannot judge this run: it needs a test split, and {kind} of the same shape and sample rate (of rolls lowest pitch, "
+                        "steps a quarter) as this run's.")
     request = {"temperature": np.ones(JUDGED, np.float32)}
     if run.task.condition:
         request["label"] = (np.arange(JUDGED) % len(labels)).astype(np.int32)
@@ -256,17 +258,18 @@ def judged(run, judge: str, sources: dict, interrupted=lambda: False) -> dict | 
 def _verdicts(run, other, sample, request, interrupted):
     """A judge's probabilities [n, classes] of what `sample`, a `Task.sample`, makes, and its pictures; None if interrupted."""
     kind = run.task.front.kind
-
-    @jax.jit
-    def verdict(weights, own, key, request):
-        made = sample(*weights, key, request)
-        rows = {kind: made["image/mean"] if kind == "image" else made["audio/mean"][..., None]}  # a judge of sounds hears the wave
-        return jax.nn.softmax(other.task.encode(*own, rows)["logits"]), made["image/mean"]
-
+    cut = assess_rolls.threshold(run, interrupted) if kind == "roll" else 0.0
+    if cut is None:
+        return None
+    make, verdict = jax.jit(sample), jax.jit(lambda own, rows: jax.nn.softmax(other.task.encode(*own, rows)["logits"]))
     n, key, found = len(jax.tree.leaves(request)[0]), jax.random.key(run.config.seed + 3), []
     for i, start in enumerate(range(0, n, JUDGED_BATCH)):
         part = {k: v[start:start + JUDGED_BATCH] for k, v in request.items()}
-        found.append(jax.device_get(verdict((run.params, run.variables), (other.params, other.variables), jax.random.fold_in(key, i), part)))
+        made = jax.device_get(make(run.params, run.variables, jax.random.fold_in(key, i), part))
+        # A judge of sounds hears the wave, one of rolls what is played
+        rows = assess_rolls.heard(run, made, cut) if kind == "roll" else made["image/mean"] if kind == "image" else made["audio/mean"][..., None]
+        pictures = session.stored(run, {kind: rows}) if kind == "roll" else made["image/mean"]
+        found.append((jax.device_get(verdict((other.params, other.variables), {kind: rows})), pictures))
         if interrupted():
             return None
     return tuple(np.concatenate(parts) for parts in zip(*found))
@@ -292,6 +295,8 @@ def from_codes(task):
 
     def sample(params, variables, key, request):
         made = task.decode(params, variables, request["code"], None)
+        if task.front.kind == "roll":
+            return {"roll/mean": task.front.columns(made["image"])}
         found = {"image/mean": made["image"]}
         return found | ({"audio/mean": task.front.sound(made["image"], made.get("level"), key)} if task.front.kind == "audio" else {})
 

@@ -198,7 +198,9 @@ def _described(exported) -> dict:
 def _about(run) -> dict:
     config, front = run.config, run.task.front
     found = {"name": config.name, "task": config.task, "stage": run.task.stage(run.step), "step": run.step, "latent": config.model.latent}
-    if front.kind != "image":
+    if front.kind == "roll":
+        found["rolls"] = run.spec.facts  # how they are laid out
+    elif front.kind != "image":
         found["rate"] = front.rate
     if front.kind == "wave":
         from vae_jax.tasks import rave
@@ -259,7 +261,7 @@ def _crop(run) -> dict:
         rows = source.read(rng.integers(0, len(source), 2))
     except UserError:
         rows = session.example(run.spec, 2)
-        for name in {"audio", "image"} & rows.keys():
+        for name in {"audio", "image", "roll"} & rows.keys():
             limits = np.iinfo(rows[name].dtype)
             rows[name] = rng.integers(limits.min // 4, limits.max // 4, rows[name].shape).astype(rows[name].dtype)
     return rows | {"key": np.zeros(2, np.uint32), "temperature": np.ones(2, np.float32)}

@@ -1,4 +1,5 @@
-"""What a model sees of a record: pictures as they are, sounds as spectrograms in dB, both as [b, h, w, c] in 0..1, and the way back.
+"""What a model sees of a record: pictures as they are, sounds as spectrograms in dB, rolls as held and struck cells, all as [b, h, w, c] in 0..1, and
+the way back.
 
 A `Front` is made once from the configuration and the data's description; its functions are pure and run on the device.
 """
@@ -9,6 +10,7 @@ from typing import Callable, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vae_jax import rolls
 from vae_jax.config import UserError
 from vae_jax.dsp import griffin_lim, stft
 
@@ -30,9 +32,10 @@ class Sound:
 
 class Front(NamedTuple):
     """analyse(batch) -> x [b, h, w, c] in 0..1;  level(batch) -> [b] in about 0..1, or None where every example has the same white
-    sound(x, level, key) -> waves [b, samples] in -1..1; None for pictures. rate: samples a second. kind: 'image', 'audio' (spectrograms), or 'wave':
-    a model of the wave itself, shape (samples, channels), which analyse gives; what it makes of a sound comes `delay` samples late. hop: of one that
-    makes sounds, sample by sample, of codes alone (wave_vqvae), the samples that a code stands for; 0 elsewhere."""
+    sound(x, level, key) -> waves [b, samples] in -1..1; None for pictures. rate: samples a second. kind: 'image', 'roll', 'audio' (spectrograms),
+    or 'wave': a model of the wave itself, shape (samples, channels), which analyse gives; what it makes of a sound comes `delay` samples late. hop:
+    of one that makes sounds, sample by sample, of codes alone (wave_vqvae), the samples that a code stands for; 0 elsewhere.
+    columns(x [.., steps, pitches, 2]) -> [.., steps, columns] as records have them; None but for rolls"""
 
     kind: str
     shape: tuple[int, ...]
@@ -43,15 +46,19 @@ class Front(NamedTuple):
     range_db: float = 0.0
     delay: int = 0
     hop: int = 0
+    columns: Callable[[jax.Array], jax.Array] | None = None
 
 
 def get(spec, settings: Sound, multiple: int = 1) -> Front:
-    """The front of a data set. `multiple`: height and width of a spectrogram are multiples of it (silence is appended); pictures must be already."""
+    """The front of a data set. `multiple`: height and width of a spectrogram are multiples of it (silence is appended); pictures and rolls must be
+    already."""
     if "image" in spec.fields:
         return Front("image", tuple(spec.fields["image"].shape), pixels)
     if "audio" in spec.fields:
         return _spectrogram(spec, settings, multiple)
-    raise UserError(f"the data set {spec.name} holds neither pictures nor sounds (its fields are {', '.join(spec.fields)}).")
+    if "roll" in spec.fields:
+        return _roll(spec, multiple)
+    raise UserError(f"the data set {spec.name} holds neither pictures nor sounds nor rolls (its fields are {', '.join(spec.fields)}).")
 
 
 def pixels(batch) -> jax.Array:
@@ -117,6 +124,34 @@ def _spectrogram(spec, s: Sound, multiple: int) -> Front:
         return griffin_lim.griffin_lim(amplitude, s.hop, padded, s.iterations, key=key)[:, :samples]
 
     return Front("audio", (bins, frames, 1), analyse, level if s.normalise == "peak" else None, sound, rate, s.range_db)
+
+
+def cells(roll, pitches: int, numpy=jnp):
+    """[.., steps, columns] of a record as [.., steps, pitches and drums, (held, struck)], values as they are. A drum is held as long as it is struck.
+    numpy: the module to compute with."""
+    held, struck, drums = roll[..., :pitches], roll[..., pitches:2 * pitches], roll[..., 2 * pitches:]
+    return numpy.stack([numpy.concatenate([held, drums], -1), numpy.concatenate([struck, drums], -1)], -1)
+
+
+def _roll(spec, multiple: int) -> Front:
+    grid, (steps, columns) = rolls.grid(spec.facts), spec.fields["roll"].shape
+    pitches = rolls.pitches(grid)
+    width = columns - pitches  # struck drums stand beside the pitches
+    if steps % multiple or width % multiple:
+        more, less = -width % multiple, width % multiple
+        wider = (f"--high={grid.high + more}" if grid.high + more <= 127 else f"--low={grid.low - more}" if grid.low >= more else
+                 f"--high={grid.high - less}")
+        raise UserError(f"a roll of {steps} steps and {width} pitches{' and drums' * grid.drums} does not halve {multiple.bit_length() - 1} times: "
+                        f"prepare it with --steps={steps + -steps % multiple} {wider}, or give fewer config.model.hidden.")
+
+    def analyse(batch):
+        roll = batch["roll"]
+        return cells(roll.astype(jnp.float32) / 255 if roll.dtype == jnp.uint8 else roll, pitches)
+
+    def back(x):
+        return jnp.concatenate([x[..., :pitches, 0], x[..., 1]], -1)
+
+    return Front("roll", (steps, width, 2), analyse, columns=back)
 
 
 def _share(db, low, span):

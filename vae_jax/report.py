@@ -13,7 +13,7 @@ from etils import epath
 
 from vae_jax.config import UserError
 from vae_jax.latents import paths, pca, statistics
-from vae_jax.media import code_sections, html, measures, sections, sound_sections
+from vae_jax.media import code_sections, html, measures, roll_sections, sections, sound_sections
 from vae_jax.media.sections import mean, root, scale
 
 
@@ -36,7 +36,8 @@ METRICS = {
 }
 
 
-SECTIONS = (sections.reconstructions, sound_sections.reconstructions, sound_sections.listening, sections.samples, code_sections.mixture,
+SECTIONS = (sections.reconstructions, sound_sections.reconstructions, sound_sections.listening, roll_sections.reconstructions, sections.samples,
+            roll_sections.samples, roll_sections.attributes, code_sections.mixture,
             sections.manifold, sections.interpolations, code_sections.scatter, code_sections.training, code_sections.aggregate,
             code_sections.dimensions, code_sections.fidelity, sections.traversals, sections.curves)
 EXAMPLES = 10_000  # of a split that are measured, at most
@@ -49,30 +50,31 @@ def capacity(shape, itemsize: int) -> tuple[int, int]:
 
 
 def build(task, params, variables, splits: dict, history: list[dict], info: dict, key, names=None, condition=None, standard_prior: bool = True,
-          examples: int = EXAMPLES, frames=None, mixture=None) -> Report:
+          examples: int = EXAMPLES, frames=None, mixture=None, music: sections.Music | None = None) -> Report:
     """Measures a model and draws its report.
 
     splits: {role: batch}, rows of records as the task takes them, such as {'image': uint8 [n, h, w, 1 or 3], 'label': int [n]} or, for a task with
-        a sound front, {'audio': int16 [n, samples, 1], ...}; 'train' is needed, and the first of test, validation, train that is there is what
-        the page calls held-out.
+        a sound front, {'audio': int16 [n, samples, 1], ...}, for one of rolls {'roll': uint8 [n, steps, columns], ...}; 'train' is needed, and the
+        first of test, validation, train that is there is what the page calls held-out.
     history: the lines of metrics.jsonl. info: `name`, `command`, then facts for the page's head, in order.
     names: {field: names of its classes}; codes are coloured and probed by each, and by a `label` without names.
     condition(batch) -> [n, c]: what the decoder is given besides the code; None for an unconditional model.
     standard_prior: whether a code of one or two dimensions is mapped by the unit Gaussian. mixture: the prior (models.priors) if it is a mixture.
     examples: of each split that are measured, fewer where they would not fit; all training pictures go into the PCA and neighbour baselines.
+    music: how rolls are seen and heard, for a task of rolls.
     frames: {step: codes [n, d] of the first n held-out pictures} at several checkpoints, for an animation.
     Without labels, logvar, `task.sample` or a history, what needs them is left out.
     """
     role, names = held_out(splits), names or {}
     front = task.front if task.front is not None and task.front.kind == "audio" else None
-    shape = front.shape if front else splits["train"]["image"].shape[1:]
+    shape = task.front.shape if front or music else splits["train"]["image"].shape[1:]
     rows, examples = max(16, min(500, 2**20 // math.prod(shape))), min(examples, capacity(shape, 4)[1])
     compiled = {name: jax.jit(getattr(task, name)) for name in ("encode", "decode", "metrics", "sample") if getattr(task, name)}
     audio = _audio(front, key, rows) if front else None
 
     def seen(batch):
         """(pictures, levels or None) of records."""
-        return audio.see(batch["audio"]) if audio else (batch["image"], None)
+        return audio.see(batch["audio"]) if audio else (music.cells(batch["roll"]) if music else batch["image"], None)
 
     def decoded(code, given):
         tree = {"code": np.asarray(code, np.float32)} | ({} if given is None else {"condition": given})
@@ -103,12 +105,12 @@ def build(task, params, variables, splits: dict, history: list[dict], info: dict
         decode=lambda code, given: decoded(code, given)["image"], sample=sample if task.sample else None, role=role, train=train, held=held,
         pictures=pictures[0], plane=paths.plane(train.mean, standard_prior and train.logvar is not None),
         pixels=pca.fit(pictures[0], train.mean.shape[1]), codes=pca.fit(train.mean), names=names, history=history, frames=frames or {}, files={},
-        audio=audio, mixture=mixture,
+        audio=audio, mixture=mixture, music=music,
     )
     latent = train.mean.shape[1]
     counted = (f"{len(train.image):,} of {len(run.pictures):,} training {run.noun}s, "
                f"{len(held.image):,} of {len(next(iter(splits[role].values()))):,} held-out ones ({role})")
-    size = " × ".join(str(s) for s in (shape[:2] if audio else shape))
+    size = " × ".join(str(s) for s in (shape[:2] if audio or music else shape))
     subtitle = f"{run.noun.capitalize()}s of {size} through a code of {latent} number{'s' * (latent > 1)}."
     return drawn(info, subtitle, counted, _table(run), SECTIONS, run)
 

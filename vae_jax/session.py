@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from vae_jax import checkpoint, evaluate, records, tasks
+from vae_jax import checkpoint, evaluate, fronts, records, rolls, tasks
 from vae_jax import config as configs
 from vae_jax import data as datas
 from vae_jax import mesh as meshes
@@ -145,11 +145,19 @@ def sources(run: Session, roles=("train", "validation", "test")) -> dict:
 
 
 def seen(run: Session, source: datas.Source, examples: int, batch: int = 500) -> np.ndarray:
-    """What the model sees of at most `examples` evenly spaced rows of a split: stored pictures as they are, else the front's [n, h, w, c]."""
-    if run.task.front.kind == "image":
-        return source.read(datas.spaced(len(source), examples))["image"]
+    """What the model sees of at most `examples` evenly spaced rows of a split: stored pictures and rolls as they are (uint8), else the front's
+    [n, h, w, c]."""
+    if run.task.front.kind in ("image", "roll"):
+        return stored(run, source.read(datas.spaced(len(source), examples)))
     analyse = lambda params, variables, rows: run.task.front.analyse(rows)
     return evaluate.collect(analyse, {}, {}, source, run.mesh, batch, examples)
+
+
+def stored(run: Session, batch) -> np.ndarray:
+    """The pictures or rolls of a batch, [n, h, w, c] with the values they are stored with."""
+    if run.task.front.kind == "image":
+        return batch["image"]
+    return fronts.cells(batch["roll"], rolls.pitches(rolls.grid(run.spec.facts)), np)
 
 
 def _pick(workdir, which):

@@ -277,3 +277,17 @@ def rates(points: dict, theme: Theme = LIGHT) -> bytes:
         ax.set_ylabel("distortion: mean squared error")
         ax.legend(loc="best")
         return _png(figure)
+
+
+def shares(series: dict, names, ylabel: str, theme: Theme = LIGHT) -> bytes:
+    """Bars side by side for each of `names`: {title: values [n]}, at most three series, the last in the house's colour."""
+    with _style(theme):
+        figure, axes = _figure(7.0, 2.7)
+        ax, width = axes[0, 0], 0.8 / len(series)
+        for i, (title, values) in enumerate(series.items()):
+            ax.bar(np.arange(len(names)) + (i - (len(series) - 1) / 2) * width, values, width, color=theme.series[i - len(series)], label=title)
+        ax.set_xticks(range(len(names)), names)
+        ax.set_ylabel(ylabel)
+        ax.grid(axis="x", visible=False)
+        ax.legend(loc="best")
+        return _png(figure)

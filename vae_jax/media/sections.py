@@ -1,4 +1,4 @@
-"""Sections of a report about what a model draws, and what all sections share; `code_sections` and `sound_sections` hold the others.
+"""Sections of a report about what a model draws, and what all sections share; `code_sections`, `sound_sections` and `roll_sections` hold the others.
 
 A section draws from one Run, adds its files, and returns a Section, or None where the model or the data lack it.
 """
@@ -8,9 +8,9 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 
 from vae_jax.latents import paths, pca, statistics
-from vae_jax.media import figures, html, images, measures, sounds
+from vae_jax.media import figures, html, images, measures, piano_rolls, sounds
 
-CELLS, SOUND_CELLS = 20, 11  # a side of the map; of sounds, whose spectrograms are tall, every second row is shown
+CELLS, SOUND_CELLS = 20, 11  # a side of the map; of rolls and sounds; of the latter, whose spectrograms are tall, every second row is shown
 STEPS = 11  # pictures along a path
 
 
@@ -41,6 +41,17 @@ class Audio(NamedTuple):
     range_db: float
 
 
+class Music(NamedTuple):
+    """How rolls are seen and heard. cells [n, steps, pitches and drums, 2] are what the model sees, rolls [n, steps, columns] what is played."""
+
+    grid: Any  # rolls.Grid
+    threshold: float  # probability from which a cell sounds
+    columns: Callable[[np.ndarray], np.ndarray]  # cells -> rolls, or probabilities
+    cells: Callable[[np.ndarray], np.ndarray]  # and back
+    heard: Callable[[dict], np.ndarray]  # what `sample` made -> rolls
+    attributes: dict | None  # attributes.json, if it is there
+
+
 class Run(NamedTuple):
     decode: Callable[[np.ndarray, Any], np.ndarray]  # (codes [n, d], condition or None) -> pictures in 0..1
     sample: Callable[[dict], dict] | None  # request -> {'image/...': pictures, 'audio/mean': waves}
@@ -57,14 +68,17 @@ class Run(NamedTuple):
     files: dict[str, bytes]
     audio: Audio | None = None  # None for pictures
     mixture: Any = None  # the prior, if it is a mixture (models.priors)
+    music: Music | None = None  # None for all but rolls
 
     @property
     def noun(self) -> str:
         """What the model sees."""
-        return "picture" if self.audio is None else "spectrogram"
+        return "spectrogram" if self.audio is not None else "roll" if self.music is not None else "picture"
 
     def show(self, pictures) -> np.ndarray:
         """Pictures as eyes should see them."""
+        if self.music is not None:
+            return piano_rolls.show(pictures, self.music.grid)
         return pictures if self.audio is None else sounds.show(pictures)
 
 
@@ -80,8 +94,8 @@ def root(squared, scale: float = 1.0) -> tuple[float, float]:
 
 
 def reconstructions(run):
-    if run.audio is not None:
-        return None  # sounds have a sheet of their own, a row a class
+    if run.noun != "picture":
+        return None  # sounds and rolls have sheets of their own
     index, width = spread(len(run.held.image), 20), len(run.pixels.components)
     originals = run.held.image[index]
     linear = pca.reconstruct(run.pixels, pca.project(run.pixels, originals)).reshape(originals.shape)
@@ -146,7 +160,7 @@ def samples(run):
 
 
 def manifold(run):
-    cells = CELLS if run.audio is None else SOUND_CELLS
+    cells = CELLS if run.noun == "picture" else SOUND_CELLS
     codes = paths.manifold(run.plane, cells)
     decoded = run.decode(codes, first_condition(run, len(codes)))
     shown = decoded if run.audio is None else decoded.reshape(cells, cells, *decoded.shape[1:])[::2].reshape(-1, *decoded.shape[1:])
@@ -166,7 +180,7 @@ def interpolations(run):
         decoded[name] = run.decode(codes, given).reshape(len(start), STEPS, *side.image.shape[1:])
     if side.mean.shape[1] == 1:
         del decoded["spherical"]  # there is no circle in one dimension
-    shown = np.concatenate([strips[i] for i in range(min(rows_that_fit(side) // 2, len(start))) for strips in decoded.values()])
+    shown = np.concatenate([strips[i] for i in range(min(rows_that_fit(run) // 2, len(start))) for strips in decoded.values()])
     band = len(decoded) if len(decoded) > 1 else 0
     picture = sheet(run, "interpolations", run.show(shown), STEPS, band, f"Paths between pairs of held-out {run.noun}s")
     numbers = []
@@ -183,7 +197,7 @@ def interpolations(run):
 def traversals(run):
     if run.held.mean.shape[1] < 3:
         return None
-    chosen = strongest(run)[:rows_that_fit(run.held)]
+    chosen = strongest(run)[:rows_that_fit(run)]
     codes = paths.traversals(run.train.mean.mean(0), run.train.mean.std(0), chosen, STEPS)
     decoded = run.decode(codes, first_condition(run, len(codes)))
     picture = sheet(run, "traversals", run.show(decoded), STEPS, 0, f"Decoded {run.noun}s while one dimension moves")
@@ -224,15 +238,17 @@ def spread(n, count):
     return np.unique(np.linspace(0, n - 1, min(n, count)).round().astype(int))
 
 
-def rows_that_fit(side) -> int:
+def rows_that_fit(run) -> int:
     """How many rows of STEPS pictures make a sheet that is not too tall to look at: 8, fewer of tall pictures."""
-    h, w = side.image.shape[1:3]
+    h, w = run.show(run.held.image[:1]).shape[1:3]
     return max(2, min(8, int(1.5 * STEPS * w / h)))
 
 
 def scale(run) -> str:
     """What a pixel's 0 and 1 are."""
-    return "black = 0, white = 1" if run.audio is None else f"0 to 1 = {run.audio.range_db:g} dB"
+    if run.audio is not None:
+        return f"0 to 1 = {run.audio.range_db:g} dB"
+    return "black = 0, white = 1" if run.music is None else "silent = 0, sounding = 1"
 
 
 def counted(number, noun):

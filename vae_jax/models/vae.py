@@ -1,9 +1,10 @@
-"""Encoder and decoder of every VAE here: dense, convolutional and LSTM families under one interface. No losses inside.
+"""Encoder and decoder of every VAE here: dense, convolutional, LSTM and hierarchical families under one interface. No losses inside.
 
     Encoder: x [b, h, w, c] in [0, 1], condition [b, k] or None -> mean [b, d], logvar [b, d]
-    Decoder: z [b, d], condition, x (only an autoregressive LSTM looks at it) -> {'x': [b, h, w, channels], ...}
+    Decoder: z [b, d], condition, x (only an autoregressive one looks at it) -> {'x': [b, h, w, channels], ...}
 
-`hidden` is read from the picture to the code: widths of dense layers, channels of stride-2 convolutions, LSTM units.
+`hidden` is read from the picture to the code: widths of dense layers, channels of stride-2 convolutions, LSTM units, of the hierarchical family those
+of either direction.
 The decoder reads it backwards. `shortcut` adds a linear path to both sides of a convolutional model: what PCA can do, it need not learn slowly.
 """
 
@@ -13,8 +14,10 @@ import jax.numpy as jnp
 
 from vae_jax.layers.convolutions import Conv, ToImage, ToVector, Up
 from vae_jax.layers.recurrent import Lstm
+from vae_jax.models.rows import BarDecoder, RowDecoder, both_ways
 
-FAMILIES = ("dense", "conv", "lstm")
+FAMILIES = ("dense", "conv", "lstm", "hierarchical")
+ROWS = FAMILIES[2:]  # those that go through a picture row by row
 ACTIVATIONS = ("relu", "tanh", "gelu", "linear")
 # e^-12 .. e^12: far outside what a trained posterior uses, but exp stays finite in float32.
 LOGVAR_LIMIT = 12.0
@@ -84,6 +87,8 @@ class Encoder(nn.Module):
             for units in self.hidden:
                 x = Lstm(units, self.dtype)(x)
             x = x[:, -1]
+        elif self.family == "hierarchical":
+            x = both_ways(join(x.reshape(*x.shape[:2], -1), condition), self.hidden, self.dtype)
         else:
             x = dense_layers(join(x.reshape(x.shape[0], -1), condition), self.hidden, self.activation, self.dtype)
         return _moments(nn.Dense(2 * self.latent, name="moments")(x.astype(jnp.float32)))
@@ -93,82 +98,6 @@ def _moments(x):
     """[b, 2d] -> mean, logvar in float32: the KL and the draw need the precision, and they are small."""
     mean, logvar = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return mean, jnp.clip(logvar, -LOGVAR_LIMIT, LOGVAR_LIMIT)
-
-
-class RowDecoder(nn.Module):
-    """LSTM over the rows of a picture, z at every step. An `autoregressive` one begins in a state made of z (Bowman et al. 2016) and reads the
-    row before and, in its own row, the pixels to the left.
-
-    The latter is a strong decoder: it can do without z, which is what rows A10 and M5 of the ledger show and cure.
-    """
-
-    hidden: tuple[int, ...]
-    width: int  # pixels a row
-    channels: int  # outputs a pixel
-    autoregressive: bool
-    dtype: jnp.dtype = jnp.float32
-
-    def setup(self):
-        self.layers = [Lstm(units, self.dtype) for units in self.hidden[::-1]]
-        self.out = nn.Dense(self.width * self.channels, dtype=self.dtype)
-        if self.autoregressive:
-            self.first = [nn.Dense(2 * units, dtype=self.dtype) for units in self.hidden[::-1]]
-            self.within = LeftToRight(self.width, self.channels, dtype=self.dtype)
-
-    def __call__(self, z_bd, steps: int, rows_btc=None):
-        """Outputs [b, steps, width * channels]; `rows_btc` are the true rows, of which an autoregressive decoder sees what lies before."""
-        if not self.autoregressive:
-            x = jnp.broadcast_to(z_bd[:, None], (z_bd.shape[0], steps, z_bd.shape[1]))
-            for layer in self.layers:
-                x = layer(x)
-            return self.out(x)
-        x = jnp.pad(rows_btc, ((0, 0), (1, 0), (0, 0)))[:, :-1].astype(self.dtype)
-        for layer, start in zip(self.layers, self.starts(z_bd)):
-            x = layer(x, start)
-        return self.out(x) + self.within(x, rows_btc)
-
-    def starts(self, z_bd):
-        """The carry of each layer before the first row."""
-        return [tuple(jnp.split(jnp.tanh(first(z_bd)), 2, -1)) for first in self.first]
-
-    def generate(self, z_bd, first_bc, feedback, steps: int):
-        """The same on its own rows: `feedback(outputs [b, width * channels], t)` makes the next input from an output."""
-
-        def step(module, carry, t):
-            states, row = carry
-            x, new = row.astype(module.dtype), []
-            for layer, state in zip(module.layers, states):
-                state, x = layer.step(state, x)
-                new.append(state)
-            base, row = module.out(x), jnp.zeros_like(row)
-            for _ in range(module.width):  # pixel j is right once the j pixels before it are, so after `width` rounds all are
-                outputs = base + module.within(x, row)
-                row = feedback(outputs, t)
-            return (new, row), outputs
-
-        carry = (self.starts(z_bd), first_bc)
-        scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False}, out_axes=1)
-        return scan(self, carry, jnp.arange(steps))[1]
-
-
-class LeftToRight(nn.Module):
-    """Outputs of each pixel of a row from a state h [..., k] and the pixels to its left: one hidden layer of `units` a pixel, masked (Germain et
-    al. 2015, MADE). h, row [..., width * c] -> [..., width * channels]."""
-
-    width: int
-    channels: int
-    units: int = 16
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, h, row):
-        pixel = jnp.arange(row.shape[-1]) // (row.shape[-1] // self.width)
-        kernel = self.param("left", nn.initializers.lecun_normal(), (row.shape[-1], self.width, self.units))
-        left = jnp.where(pixel[:, None, None] < jnp.arange(self.width)[:, None], kernel, 0.0).reshape(row.shape[-1], -1).astype(self.dtype)
-        x = nn.relu(nn.Dense(self.width * self.units, dtype=self.dtype, name="state")(h) + row.astype(self.dtype) @ left)
-        out = self.param("out", nn.initializers.normal(self.units**-0.5), (self.width, self.units, self.channels)).astype(self.dtype)
-        y = jnp.einsum("...wu,wuc->...wc", x.reshape(*x.shape[:-1], self.width, self.units), out)
-        return y.reshape(*y.shape[:-2], -1)
 
 
 class Decoder(nn.Module):
@@ -183,11 +112,13 @@ class Decoder(nn.Module):
     autoregressive: bool = False
     level: bool = False
     shortcut: bool = False
+    bar: int = 16  # hierarchical: rows a bar
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, z_bd, condition=None, x_bhwc=None, feedback=None):
-        """An autoregressive decoder reads the true rows of `x_bhwc`, or its own: feedback(outputs {'x': [b, 1, w, channels]}, t) -> [b, 1, w, c]."""
+        """An autoregressive decoder reads the true rows of `x_bhwc`, or its own: feedback(outputs {'x': [n, 1, w, channels]}, t) -> [n, 1, w, c]: n
+        examples, and t counts their rows, or with bars n bars of all examples, and t counts the rows of a bar."""
         h, w, c = self.shape
         z = join(z_bd, condition).astype(self.dtype)
         noise = {"log_sigma": self.param("log_sigma", nn.initializers.zeros, ())} if self.learned_sigma else {}
@@ -199,14 +130,14 @@ class Decoder(nn.Module):
             y = Up(c, dtype=self.dtype, name="out")(y)
             if self.shortcut:
                 y += nn.Dense(h * w * c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="shortcut")(z).reshape(y.shape)
-        elif self.family == "lstm":
-            rows = RowDecoder(self.hidden, w, c, self.autoregressive, self.dtype, name="rows")
+        elif self.family in ROWS:
+            settings = dict(hidden=self.hidden, width=w, channels=c, autoregressive=self.autoregressive, dtype=self.dtype, name="rows")
+            rows = BarDecoder(bar=self.bar, **settings) if self.family == "hierarchical" else RowDecoder(**settings)
             if feedback is None:
                 y = rows(z, h, x_bhwc.reshape(*x_bhwc.shape[:2], -1) if self.autoregressive else None)
             else:
-                next_row = lambda y_bc, t: feedback({"x": y_bc.reshape(-1, 1, w, c).astype(jnp.float32), **noise}, t).reshape(y_bc.shape[0], -1)
-                first = jnp.zeros_like(next_row(jnp.zeros((z.shape[0], w * c)), 0))
-                y = rows.generate(z, first, next_row, h)
+                next_row = lambda y_nc, t: feedback({"x": y_nc.reshape(-1, 1, w, c).astype(jnp.float32), **noise}, t).reshape(y_nc.shape[0], -1)
+                y = rows.generate(z, next_row, h)
         else:
             y = dense_layers(z, self.hidden[::-1], self.activation, self.dtype)
             y = nn.Dense(h * w * c, dtype=self.dtype, name="out")(y)

@@ -1,7 +1,7 @@
 """The VAE: reparameterised ELBO with any likelihood and prior of the house. A plain autoencoder is `variational=False`.
 
-It sees records through `fronts`: pictures as they are, sounds as spectrograms. Everything is in nats, summed over an example's dimensions and
-averaged over the batch; noise level and beta are explicit.
+It sees records through `fronts`: pictures as they are, sounds as spectrograms, rolls as cells that sound or not. Everything is in nats, summed over
+an example's dimensions and averaged over the batch; noise level and beta are explicit.
 Players: encoder, decoder, prior.
 """
 
@@ -24,12 +24,13 @@ ACTIVE = 0.01  # variance over data of a posterior mean above which a latent uni
 
 @dataclasses.dataclass
 class Model:
-    family: str = "dense"  # dense, conv, lstm
+    family: str = "dense"  # dense, conv, lstm, hierarchical
     hidden: tuple[int, ...] = (300, 300)  # from picture to code: widths, channels of stride-2 layers, or LSTM units
     latent: int = 40
     activation: str = "relu"  # relu, tanh, gelu, linear; dense only: gated. An LSTM has its own
     shortcut: bool = False  # conv: a linear path beside the convolutions, in encoder and decoder
-    autoregressive: bool = False  # lstm: the decoder also reads the row before
+    autoregressive: bool = False  # lstm, hierarchical: the decoder also reads the row before
+    bar: int = 16  # hierarchical: rows a bar, decoded from a state of its own
     condition: str = ""  # '' or label: given to encoder and decoder
     binarize: bool = False  # a new Bernoulli draw of grey pictures at every step; held-out ones are drawn once, by seed and row number
     likelihood: str = "bernoulli"  # bernoulli, continuous_bernoulli, gaussian, logistic_mixture
@@ -64,7 +65,7 @@ def make(config: Config, spec) -> Task:
     prior = priors.get(m.prior, m.latent, m.components, m.covariance, shape)
     encoder = vae.Encoder(m.family, m.hidden, m.latent, m.activation, m.shortcut, dtype)
     decoder = vae.Decoder(m.family, m.hidden, (*shape[:2], likelihood.channels(shape[2])), m.activation,
-                          m.likelihood == "gaussian" and not m.sigma, m.autoregressive, front.level is not None, m.shortcut, dtype)
+                          m.likelihood == "gaussian" and not m.sigma, m.autoregressive, front.level is not None, m.shortcut, m.bar, dtype)
 
     def condition_of(batch):
         return jax.nn.one_hot(batch["label"], len(labels)) if m.condition else None
@@ -149,20 +150,24 @@ def make(config: Config, spec) -> Task:
         return found
 
     def draw_outputs(params, z, condition, draw=None):
-        """Decoder outputs at z [n, d]; an autoregressive one reads its own rows: their mean, or a draw with key `draw`."""
+        """Decoder outputs at z [n, d]; an autoregressive one reads its own rows: their mean (of a roll what is likelier, as it never read anything in
+        between), or a draw with key `draw`."""
         if not m.autoregressive:
             return decoder.apply(params["decoder"], z, condition)
 
         def feedback(row, t):
-            return likelihood.mean(row) if draw is None else likelihood.sample(row, jax.random.fold_in(draw, t))
+            if draw is not None:
+                return likelihood.sample(row, jax.random.fold_in(draw, t))
+            return jnp.round(likelihood.mean(row)) if front.kind == "roll" else likelihood.mean(row)
 
         return decoder.apply(params["decoder"], z, condition, None, feedback)
 
     def fed_back(outputs, key):
         """The very rows an autoregressive decoder drew and read: [n, h, w, c]."""
-        rows_hnwc = jnp.moveaxis(outputs["x"], 1, 0)[:, :, None]
-        made = jax.vmap(lambda x, t: likelihood.sample({**outputs, "x": x}, jax.random.fold_in(key, t)))(rows_hnwc, jnp.arange(shape[0]))
-        return jnp.moveaxis(made[:, :, 0], 0, 1)
+        rows = m.bar if m.family == "hierarchical" else shape[0]  # it makes side by side bars, or examples
+        rows_tnwc = jnp.moveaxis(outputs["x"].reshape(-1, rows, *outputs["x"].shape[2:]), 1, 0)[:, :, None]
+        made = jax.vmap(lambda x, t: likelihood.sample({**outputs, "x": x}, jax.random.fold_in(key, t)))(rows_tnwc, jnp.arange(rows))
+        return jnp.moveaxis(made[:, :, 0], 0, 1).reshape(-1, *shape)
 
     def encode(params, variables, batch):
         x = view(batch)
@@ -177,7 +182,8 @@ def make(config: Config, spec) -> Task:
         return expected(draw_outputs(params, code, condition))
 
     def sample(params, variables, key, request):
-        """request: temperature [n] scales the code's distance from the prior's mean; label [n] int32 for a conditional model."""
+        """request: temperature [n] scales the code's distance from the prior's mean; label [n] int32 for a conditional model. Rolls come as
+        [n, steps, columns]."""
         key_z, key_x = jax.random.split(key)
         n = request["temperature"].shape[0]
         dist = prior_of(params)
@@ -188,7 +194,8 @@ def make(config: Config, spec) -> Task:
         made = expected(outputs)
         if front.kind == "audio":
             return {"image/mean": made["image"], "audio/mean": front.sound(made["image"], made.get("level"), key_x)}
-        return {"image/mean": made["image"], "image/draw": fed_back(outputs, key_x) if m.autoregressive else likelihood.sample(outputs, key_x)}
+        found = {"mean": made["image"], "draw": fed_back(outputs, key_x) if m.autoregressive else likelihood.sample(outputs, key_x)}
+        return {f"{front.kind}/{name}": front.columns(x) if front.columns else x for name, x in found.items()}
 
     def nll(params, variables, batch, key, samples):
         """Importance-weighted estimate of -log p(x) [b] with `samples` draws from the posterior (Burda et al. 2016, eq. 8)."""
@@ -255,14 +262,20 @@ def _check(config: Config, spec, front: fronts.Front) -> tuple[str, ...]:
     if front.kind == "audio" and (m.binarize or m.likelihood != "gaussian"):
         raise UserError(f"a spectrogram is neither black and white nor made of 256 levels: take config.model.likelihood='gaussian', not "
                         f"{m.likelihood!r}, and config.model.binarize=False.")
+    if front.kind == "roll" and (m.binarize or m.likelihood != "bernoulli"):
+        raise UserError(f"the cells of a roll sound or do not: take config.model.likelihood='bernoulli', not {m.likelihood!r}, and "
+                        "config.model.binarize=False.")
     step = 2 ** len(m.hidden)
     if m.family == "conv" and (shape[0] % step or shape[1] % step):
         raise UserError(f"{len(m.hidden)} stride-2 layers need a picture size that is a multiple of {step}, but {config.data.dir} has "
                         f"{shape[0]} x {shape[1]}; prepare it with another --size, or give fewer config.model.hidden.")
     if m.shortcut and m.family != "conv":
         raise UserError("config.model.shortcut=True goes beside convolutions; set config.model.family='conv'.")
-    if m.autoregressive and m.family != "lstm":
-        raise UserError("config.model.autoregressive=True is the LSTM decoder's; set config.model.family='lstm'.")
+    if m.family == "hierarchical" and (m.bar < 1 or shape[0] % m.bar):
+        raise UserError(f"the hierarchical family makes bars of config.model.bar={m.bar} rows, and {config.data.dir} has {shape[0]} rows: give one "
+                        f"that divides {shape[0]}.")
+    if m.autoregressive and m.family not in vae.ROWS:
+        raise UserError("config.model.autoregressive=True is for decoders that go row by row; set config.model.family='lstm' or 'hierarchical'.")
     if m.free_bits_dimension and (m.prior == "vamp" or m.prior == "mixture" and (m.components > 1 or m.covariance == "full")):
         raise UserError(f"config.model.free_bits_dimension needs a KL by dimension, which the {m.prior} prior has not; use free_bits_example.")
     if m.anneal_steps < 0 or m.anneal_steps and (m.prior != "mixture" or m.components < 2 or m.latent < 2):

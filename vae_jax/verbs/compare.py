@@ -23,6 +23,8 @@ COLUMNS = {  # path in evaluation.json -> title
     "eval/test/loss": "loss", "eval/test/distance_ratio": "distance ratio", "eval/test/error_db": "error in dB",
     "eval/test/high_error_db": "high error in dB", "eval/test/nll": "NLL", "eval/test/reconstruction": "reconstruction", "eval/test/kl": "KL",
     "eval/test/active_units": "units", "eval/test/components_used": "components", "eval/test/components_least_share": "least share",
+    "eval/test/marginal_loss": "marginal", "eval/test/held_f1": "held F1", "eval/test/onset_f1": "onset F1", "eval/test/rebuilt_density": "density",
+    "eval/test/sample_density": "sample density", "eval/test/sample_pitch_distance": "pitch distance",
     "eval/test/model_mse": "MSE", "eval/test/model_rmse_db": "dB", "eval/test/heard_rmse_db": "heard dB", "judge/accuracy": "judge",
     "judge/classes": "classes", "judge/confidence": "confidence", "judge/agreement": "agreement", "judge/class_agreement": "of class",
     "judge/class_agreement_least": "of worst class", "judge/nearest": "nearest", "judge/diversity": "diversity",

@@ -3,10 +3,11 @@
     python -m vae_jax evaluate --workdir=runs/mnist --measure=nll:5000 --judge=runs/judge
     python -m vae_jax evaluate --workdir=runs/bottles --split=test      another split of the data than the run's own test split
 
-Prints a table and writes WORKDIR/evaluation.json (with --split, evaluation-SPLIT.json). Dear figures that an earlier call measured at the same
-checkpoint, such as the likelihood, stay in the file. Of models of the wave (RAVE) the spectral distance stands beside those of silence and of the
-mean training spectrum, and `distance_ratio` is ours over the better one's; a judge hears what is rebuilt of held-out sounds. Of models that tell
-sounds by codes (wave_vqvae) there is what these give away of class and speaker; a judge hears copies, and copies with another voice.
+Prints a table and writes WORKDIR/evaluation.json (with --split, evaluation-SPLIT.json), which also has the figures of every single dimension. Dear
+figures that an earlier call measured at the same checkpoint, such as the likelihood, stay in the file. Of models of the wave (RAVE) the spectral
+distance stands beside those of silence and of the mean training spectrum, and `distance_ratio` is ours over the better one's; a judge hears what is
+rebuilt of held-out sounds. Of models that tell sounds by codes (wave_vqvae) there is what these give away of class and speaker; a judge hears copies,
+and copies with another voice.
 
     python -m vae_jax evaluate --workdir=runs/wave_vqvae --judge=runs/judge_speaker      and with --judge=runs/judge_fsdd: both stay in the file
 """
@@ -38,7 +39,7 @@ def main(started: float) -> int:
         trained.left(found is None)
         return 0
     for name, value in found.items():
-        if "kl_per_dimension/" not in name:
+        if not re.search(r"/\d+$", name):
             print(f"{name:42s} {value:14.6g}")
     path = run.workdir / (f"evaluation-{re.sub(r'[^0-9A-Za-z_]+', '_', SPLIT.value)}.json" if SPLIT.value else "evaluation.json")
     before, judges = _before(path, run.step)

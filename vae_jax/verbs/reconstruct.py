@@ -1,4 +1,4 @@
-"""reconstruct: held-out pictures or sounds, or one's own, beside what the model makes of them (posterior mean, no draw).
+"""reconstruct: held-out pictures, sounds or music, or one's own, beside what the model makes of them (posterior mean, no draw).
 
     python -m vae_jax reconstruct --workdir=runs/mnist
     python -m data_prep.images --source=my_pictures --out=datasets/mine --size=28 --colour=grey
@@ -16,6 +16,12 @@ louder than the model plays it; NAME.npz holds errors instead of arrays.
     python -m vae_jax reconstruct --workdir=runs/wave_vqvae --condition=theo
     python -m vae_jax reconstruct --workdir=runs/wave_vqvae --condition=theo --wav=mine.wav
 
+    python -m vae_jax reconstruct --workdir=runs/songs --midi=mine.mid      any MIDI file, window by window
+    python -m vae_jax reconstruct --workdir=runs/songs --midi=mine.mid --condition=jazz      of a model that is told the genre
+
+Models of rolls: NAME.npz has original, reconstruction and F1 of every window; of the first 16 there are I-original.mid, I-model.mid and wavs. With
+--midi, midi-NAME-model.mid and midi-NAME-original.mid (what the roll keeps of the file), as wavs too, and midi-NAME.png, original above model.
+
 Models that tell sounds by codes (wave_vqvae) speak them anew, sample by sample: as they were said, or with --condition all as one class that their
 decoder is told, such as a speaker; NAME ends with its number. A file may last a minute.
 """
@@ -25,13 +31,15 @@ import dataclasses
 from absl import flags
 
 from vae_jax.config import UserError
-from vae_jax.verbs import trained
+from vae_jax.verbs import music, trained
 
 DATA = flags.DEFINE_string("data", "", "Folder written by data_prep; '' = the run's own data.")
 SPLIT = flags.DEFINE_string("split", "", "Split, or part of one such as test[:100]; '' = the run's test split.")
 COUNT = flags.DEFINE_integer("count", 64, "At most so many examples, evenly spaced over the split.", lower_bound=1)
 WAV = flags.DEFINE_string("wav", "", "A sound file (WAV, AIFF, FLAC, Ogg, MP3), for a model of sounds.")
-CONDITION = flags.DEFINE_string("condition", "", "Models of sounds by codes: the class, such as a speaker, that everything is rebuilt as.")
+MIDI = flags.DEFINE_string("midi", "", "A MIDI file, for a model of rolls.")
+CONDITION = flags.DEFINE_string("condition", "", "Models of sounds by codes: the class, such as a speaker, that everything is rebuilt as; of rolls: "
+                                "the class that --midi is rebuilt as.")
 SHOWN = 80  # pictures on the sheet
 HEARD = 64  # sounds rebuilt at once
 PIECES = 32  # of the model's length that are joined to one stretch of a long sound
@@ -43,6 +51,13 @@ def main(started: float) -> int:
     run = trained.open_run()
     if run.task.encode is None or run.task.decode is None:
         raise UserError(f"the task {run.config.task!r} rebuilds nothing.")
+    music.check(run, MIDI.value and "midi")
+    if run.task.front.kind == "roll":
+        from vae_jax.verbs import reconstruct_rolls
+
+        if WAV.value:
+            raise UserError("--wav is for a model of sounds, and this one is of rolls: give --midi=FILE.mid.")
+        return reconstruct_rolls.main(run, DATA.value, SPLIT.value, COUNT.value, MIDI.value, CONDITION.value)
     if run.task.front.hop:
         from vae_jax.verbs import reconstruct_codes
 
@@ -87,7 +102,7 @@ def _split(run) -> int:
     if not SPLIT.value and not run.config.data.test:
         raise UserError("the run has no test split (config.data.test is empty); name one with --split.")
     source = data.Source(origin, SPLIT.value or run.config.data.test, run.config.data.memory_mb, run.config.data.crop)
-    _check(run, origin, source)
+    check(run, origin, source)
     batch = run.config.eval.batch if front.kind == "image" else min(run.config.eval.batch, HEARD, COUNT.value)
     with session.Leaving() as leaving:
         rows = evaluate.collect(_rebuild(run, front.kind == "audio"), run.params, run.variables, source, run.mesh, batch, COUNT.value, leaving.now)
@@ -124,7 +139,7 @@ def _split(run) -> int:
     return 0
 
 
-def _check(run, origin, source) -> None:
+def check(run, origin, source) -> None:
     """Raises UserError for a data set that does not fit the model."""
     from vae_jax import data, records
 
@@ -134,6 +149,14 @@ def _check(run, origin, source) -> None:
         raise UserError(f"the model takes pictures of {' x '.join(map(str, wanted))}, but {origin} has "
                         f"{'none' if found is None else ' x '.join(map(str, found))}; prepare it with --size={wanted[0]},{wanted[1]} "
                         f"--colour={'grey' if wanted[2] == 1 else 'rgb'}.")
+    if kind == "roll":
+        facts = records.open_folder(origin).facts
+        if found != wanted or any(facts.get(k) != run.spec.facts[k] for k in ("low", "high", "steps_per_quarter", "drums", "velocity")):
+            own = run.spec.facts
+            raise UserError(f"the model takes rolls of {wanted[0]} steps, {own['steps_per_quarter']} a quarter, of pitches {own['low']} to "
+                            f"{own['high']}, but {origin} has {'none' if found is None else 'others'}; prepare it with --steps={wanted[0]} "
+                            f"--per_quarter={own['steps_per_quarter']} --low={own['low']} --high={own['high']}"
+                            f"{' --drums' * own['drums']}{' --velocity' * own['velocity']}.")
     if kind == "audio":
         rate, other = run.spec.facts["rate"], records.open_folder(origin).facts.get("rate")
         if found != wanted or rate != other:

@@ -1,4 +1,4 @@
-"""report: one page about a trained run, WORKDIR/report/index.html, with a number beside each picture; of sounds, with players.
+"""report: one page about a trained run, WORKDIR/report/index.html, with a number beside each picture; of sounds and music, with players.
 
     python -m vae_jax report --workdir=runs/mnist
     python -m vae_jax report --workdir=runs/mnist --animate      also the codes at every kept checkpoint (config.run.keep), as a GIF
@@ -17,7 +17,7 @@ def main(started: float) -> int:
     import jax
     import numpy as np
 
-    from vae_jax import assess, metrics, report, session
+    from vae_jax import assess, assess_rolls, metrics, report, session
     from vae_jax import mesh as meshes
 
     run = trained.open_run()
@@ -51,8 +51,9 @@ def main(started: float) -> int:
         splits[role] = source.read(rows) | source.texts(rows, [name for name in ("group",) if name in source.split.fields])
     names, prior = {name: field.labels for name, field in run.spec.fields.items() if field.labels}, getattr(run.config.model, "prior", "")
     frames = _frames(run, splits) if ANIMATE.value else None
+    music = _music(run, assess_rolls.threshold(run)) if front.kind == "roll" else None
     made = report.build(run.task, run.params, run.variables, splits, metrics.read(run.workdir), info, jax.random.key(run.config.seed + 2),
-                        names, run.task.condition, prior == "standard", frames=frames, mixture=assess.mixture(run))
+                        names, run.task.condition, prior == "standard", frames=frames, mixture=assess.mixture(run), music=music)
     if meshes.is_main():
         print(f"report: {report.write(run.workdir, made)}")
     return 0
@@ -61,6 +62,18 @@ def main(started: float) -> int:
 def _given() -> list[str]:
     """The flags, besides the folder, that shape the page."""
     return ["--animate"] * ANIMATE.value + [f"--checkpoint={trained.CHECKPOINT.value}"] * trained.CHECKPOINT.present
+
+
+def _music(run, cut: float):
+    """How a model of rolls is seen and heard."""
+    import numpy as np
+
+    from vae_jax import assess_rolls, attribute_vectors, rolls, scores
+    from vae_jax.media import sections
+
+    found = attribute_vectors.load(run)
+    return sections.Music(rolls.grid(run.spec.facts), cut, lambda x: np.asarray(run.task.front.columns(x)), lambda x: scores.cells(run, x),
+                          lambda made: assess_rolls.heard(run, made, cut), found and found[1])
 
 
 def _frames(run, splits) -> dict:

@@ -1,4 +1,4 @@
-"""sample: new pictures or sounds from the prior, as one sheet and as arrays; sounds also as files.
+"""sample: new pictures, sounds or music from the prior, as one sheet and as arrays; sounds and music also as files.
 
     python -m vae_jax sample --workdir=runs/mnist --count=64
     python -m vae_jax sample --workdir=runs/mnist_label --count=10 --label=7      a conditional model
@@ -19,6 +19,12 @@ are taken; without an analysis each level's code is drawn by itself, as often as
 
     python -m vae_jax sample --workdir=runs/prior --count=16 --label=frog         a prior over codes of pictures, told the class
 
+    python -m vae_jax sample --workdir=runs/songs --count=16 --label=jazz         a model of rolls
+    python -m vae_jax sample --workdir=runs/songs --soundfont=FILE.sf2 --program=6
+
+Models of rolls: NAME.npz has `roll` (uint8, what is played) and `mean` (probabilities); the first 64 are NAME/NUMBER.mid and NUMBER.wav, NAME.png
+shows piano rolls. What sounds is at least as probable as WORKDIR/threshold.json says, which is chosen on held-out data when it is not there.
+
 Priors over codes of pictures (code_prior): NAME.npz also has the `codes`.
 
     python -m vae_jax sample --workdir=runs/wave_prior --count=30                 a prior over codes of sounds, every class and speaker in turn
@@ -32,7 +38,7 @@ import math
 from absl import flags
 
 from vae_jax.config import UserError
-from vae_jax.verbs import trained
+from vae_jax.verbs import music, trained
 
 COUNT = flags.DEFINE_integer("count", 64, "How many.", lower_bound=1, upper_bound=100_000)
 LABEL = flags.DEFINE_string("label", "", "Class name, of labelled data; '' = the whole prior, or for a conditional model all classes in turn.")
@@ -55,7 +61,7 @@ def main(started: float) -> int:
     import jax
     import numpy as np
 
-    from vae_jax import assess, session
+    from vae_jax import assess, assess_rolls, session
     from vae_jax import mesh as meshes
 
     for flag in (SPREAD, TEMPERATURE, SECONDS, FIDELITY):
@@ -64,6 +70,7 @@ def main(started: float) -> int:
     run = trained.open_run()
     if run.task.sample is None:
         raise UserError(f"the task {run.config.task!r} has no samples.")
+    music.check(run)
     if run.task.front.hop:
         from vae_jax.verbs import sample_codes
 
@@ -98,6 +105,9 @@ def main(started: float) -> int:
                 trained.left(True)
                 return 0
             request, sample = {"code": codes}, assess.from_codes(run.task)
+        if run.task.front.kind == "roll" and assess_rolls.threshold(run, leaving.now) is None:
+            trained.left(True)
+            return 0
         sample = jax.jit(sample)
         for start in range(0, COUNT.value, BATCH):
             rows = np.minimum(np.arange(start, start + min(BATCH, COUNT.value)), COUNT.value - 1)
@@ -108,10 +118,14 @@ def main(started: float) -> int:
                 trained.left(True)
                 return 0
     if meshes.is_main():
-        arrays = {"audio" if k == "audio/mean" else k.removeprefix("image/"): np.concatenate([p[k] for p in parts]) for k in parts[0]}
+        made = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
         label = "" if number is None else f"-class{number}"  # its number: a class name may be no file name
         spread = "" if SPREAD.value is None else f"-spread{SPREAD.value:g}"
-        _write(run, f"count{COUNT.value}{label}{spread}-temperature{TEMPERATURE.value:g}-seed{SEED.value}", arrays, columns)
+        name = f"count{COUNT.value}{label}{spread}-temperature{TEMPERATURE.value:g}-seed{SEED.value}"
+        if run.task.front.kind == "roll":
+            music.samples(run, name, made, columns)
+        else:
+            _write(run, name, {"audio" if k == "audio/mean" else k.removeprefix("image/"): v for k, v in made.items()}, columns)
     return 0
 
 
