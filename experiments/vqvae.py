@@ -31,7 +31,7 @@ VARIANTS = {
                  Target("eval/test/perplexity", 300.0, ">=", source="sonnet's notebook: 326"))),
     "photos": (vqvae.Model(**PHOTOS), Data(dir="datasets/photos", batch=16), 3_000,
                (Target("eval/test/perplexity", 128.0, ">=", source="a quarter of the codebook"),)),
-    # Four codes a position, each for what the one before left: photographs told by one came back worse than they were enlarged, or grey (row V1)
+    # Four codes a position, each for what the one before left: enough for CIFAR-10; twelve photographs are too few whatever the codes (row V1)
     "repair": (vqvae.Model(variance=0.0632704, restart=0.5, levels=4, corruptions=REPAIRS), Data(dir="datasets/cifar10", batch=32), 12_000, REPAIRED),
     "repair_photos": (vqvae.Model(**PHOTOS, levels=4, corruptions=REPAIRS), Data(dir="datasets/photos", batch=16), 4_000, REPAIRED),
 }

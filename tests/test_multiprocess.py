@@ -10,6 +10,7 @@ import pytest
 import toys
 
 from vae_jax import checkpoint
+from vae_jax.__main__ import for_the_user
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,13 @@ def test_processes_that_differ_leave_before_the_first_step(setup):
         _, err = launch.finish(process)
         assert process.returncode == 2 and "process 1 differs from process 0 in config.optim, the data set:" in err, err
     assert not (folder / "differ" / "config.json").exists()
+
+
+def test_what_a_child_says_of_itself_passes_when_its_peer_ends_it_meanwhile():
+    log, fatal = b"E1122 18:00:00.000000 12 client.cc:1] heartbeat\n", b"F1122 18:00:00.000000 12 client.h:77] terminating\n"
+    ours = b"error: process 1 differs from process 0.\n"
+    assert list(for_the_user([b"a line\n", log, fatal, b"    @ 0x7f stack\n", ours, b"more stack\n"])) == [b"a line\n", ours]
+    assert list(for_the_user([b"Fatal Python error: Aborted\n", b"File x\n"])) == []
 
 
 def test_the_loss_of_a_process_ends_the_other_within_the_heartbeat(setup):

@@ -147,21 +147,32 @@ def watch(argv) -> int:
                              stderr=subprocess.PIPE, start_new_session=True)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: child.send_signal(n))
-    dying = False
-    for line in child.stderr:
-        # jax's own C++ log is not for the user, and from a fatal line on there is nothing but its stack.
-        log = re.match(rb"([IWEF])\d{4} \d\d:\d\d:", line)
-        dying = dying or line.startswith((b"Fatal Python error", b"*** ")) or bool(log and log[1] == b"F")
-        if not (log or dying):
-            sys.stderr.buffer.write(line)
-            sys.stderr.flush()
+    explained = False
+    for line in for_the_user(child.stderr):
+        explained = explained or line.startswith(b"error: ")
+        sys.stderr.buffer.write(line)
+        sys.stderr.flush()
     code = child.wait()
+    if code == -signal.SIGABRT and explained:  # said why, and was ended by the loss of a peer that left for the same reason
+        return 2
     if code == -signal.SIGABRT:
         print(lost(), file=sys.stderr)
     elif code < 0:
         print(f"error: process {PROCESS_ID.value} was killed by {signal.Signals(-code).name}; start all processes again by the same command.",
               file=sys.stderr)
     return 1 if code < 0 else code
+
+
+def for_the_user(lines):
+    """The lines of a child's error output without jax's own C++ log and without the stack that follows a fatal line of it.
+
+    An error sentence of ours passes even then: a peer that left may end this process while it says why it leaves itself."""
+    dying = False
+    for line in lines:
+        log = re.match(rb"([IWEF])\d{4} \d\d:\d\d:", line)
+        dying = dying or line.startswith((b"Fatal Python error", b"*** ")) or bool(log and log[1] == b"F")
+        if line.startswith(b"error: ") or not (log or dying):
+            yield line
 
 
 if __name__ == "__main__":

@@ -13,8 +13,7 @@ import numpy as np
 from vae_jax import evaluate, rolls, scores, session
 from vae_jax.latents import statistics
 
-NAMES = ("density", "register", "mode")
-UNITS = {"density": "notes a quarter", "register": "mean pitch, MIDI keys", "mode": "correlation with the best major key less the best minor key"}
+NAMES = ("density", "register", "mode")  # of rolls.attributes
 AMOUNTS = (-1.0, 0.0, 1.0)
 FITTED, MEASURED = 20_000, 500  # windows, at most
 LEAST = 10  # windows of a fifth: with fewer there is no vector

@@ -5,12 +5,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from vae_jax import fronts, report, rolls, session
+from vae_jax import report, rolls, session
 from vae_jax.config import UserError
 from vae_jax.media import midi, sounds, synth
 
 ROWS = 64  # windows encoded or decoded at once
-RATE = 22050  # of wavs by the built-in synthesiser
 QUARTERS = 4_000  # in the longest file: half an hour at 120 a minute
 
 
@@ -77,7 +76,7 @@ def told(run, label: int | None, count: int):
 
 def cells(run, windows) -> np.ndarray:
     """Rolls [.., steps, columns] as pictures of the model are laid out, [.., steps, pitches and drums, 2]."""
-    return fronts.cells(windows, rolls.pitches(rolls.grid(run.spec.facts)), np)
+    return session.stored(run, {"roll": windows})
 
 
 def label(run, name: str, flag: str) -> int | None:
@@ -99,7 +98,7 @@ def write(run, folder, made: dict, tempo: float, program: int = 0, font: str = "
     folder.mkdir(parents=True, exist_ok=True)
     grid = rolls.grid(run.spec.facts)
     notes = {name: rolls.to_notes(roll, grid) for name, roll in made.items()}
-    heard = {name: synth.soundfont(own, tempo, font, program) if font else (synth.render(own, tempo, RATE), RATE) for name, own in notes.items()}
+    heard = {name: synth.soundfont(own, tempo, font, program) if font else (synth.render(own, tempo), synth.RATE) for name, own in notes.items()}
     factor = sounds.gain(*(wave for wave, _ in heard.values()))
     for old in [*folder.glob("*.mid"), *folder.glob("*.wav")] if alone else []:
         old.unlink()

@@ -7,7 +7,6 @@ from vae_jax.media import figures, html, midi, piano_rolls, sounds, synth
 from vae_jax.media.sections import chart, spread
 
 SHOWN, HEARD, SAMPLES = 16, 5, 40  # windows on a sheet, that are heard, samples on a sheet
-RATE = 22050
 CLASSES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 NOTE = " A .mid of the same name lies beside each wav."
 
@@ -89,8 +88,8 @@ def _waves(run, made: dict) -> dict[str, str]:
     grid, waves = run.music.grid, {}
     for name, roll in made.items():
         notes = rolls.to_notes(roll, grid)
-        run.files[f"{name}.mid"], waves[name] = midi.write(notes, grid.tempo), synth.render(notes, grid.tempo, RATE)
+        run.files[f"{name}.mid"], waves[name] = midi.write(notes, grid.tempo), synth.render(notes, grid.tempo)
     factor = sounds.gain(*waves.values())
     for name, wave in waves.items():
-        run.files[f"{name}.wav"] = sounds.wav(wave, RATE, factor)
+        run.files[f"{name}.wav"] = sounds.wav(wave, synth.RATE, factor)
     return {name: f"{name}.wav" for name in waves}

@@ -13,6 +13,7 @@ from vae_jax.config import UserError
 from vae_jax.media import midi
 from vae_jax.rolls import Note
 
+RATE = 22050  # samples a second
 TAIL = 0.5  # seconds after the end of the last note, in which it dies away
 PEAK = 0.9  # of full scale: the loudest sample of what would exceed it
 LEVEL = 0.16  # of full scale: the loudest a single note becomes, so that a few together stay below PEAK
@@ -25,7 +26,7 @@ RATTLES = {38: 0.09, 40: 0.09, 39: 0.06, 46: 0.22, 49: 0.5, 51: 0.3, 52: 0.5, 53
 TICK = 0.03  # seconds: closed hats and everything else
 
 
-def render(notes: Sequence[Note], tempo: float, rate: int = 22050) -> np.ndarray:
+def render(notes: Sequence[Note], tempo: float, rate: int = RATE) -> np.ndarray:
     """The notes as a wave, float32 [samples] within -PEAK..PEAK. tempo: quarter notes a minute; rate: samples a second.
 
     It lasts to the end of the last note and TAIL more. The same notes give the same samples.

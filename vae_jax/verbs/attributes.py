@@ -40,12 +40,14 @@ def main(started: float) -> int:
     label = scores.label(run, CONDITION.value, "condition") if MIDI.value else None
     with session.Leaving() as leaving:
         cut = assess_rolls.threshold(run, leaving.now)
-        found = None if cut is None else attribute_vectors.load(run) or attribute_vectors.find(run, cut, leaving.now)
+        kept = attribute_vectors.load(run)
+        found = None if cut is None else kept or attribute_vectors.find(run, cut, leaving.now)
     if found is None or not meshes.is_main():
         trained.left(found is None)
         return 0
     vectors, measured = found
-    attribute_vectors.store(run, vectors, measured)
+    if kept is None:
+        attribute_vectors.store(run, vectors, measured)
     _tell(vectors, measured)
     if score is None:
         print(run.workdir / "attributes.json")
