@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.decomposition as decomposition
+import sklearn.metrics as skm
 import toys
 
 from vae_jax import assess_rolls, data, fronts, records, rolls, tasks
@@ -182,7 +184,7 @@ def session_of(folder, tmp_path_factory):
             decode=lambda p, v, code, c=None: {"image": 0.6 * code.reshape(-1, *front.shape) + 0.2 + louder * jnp.sin(1e3 * code.cumsum(-1)
                                                                                                  ).reshape(-1, *front.shape) ** 2},
             sample=lambda p, v, key, r: {"roll/mean": jnp.tile(toys.tunes(2)[:1] / 255.0, (len(r["temperature"]), 1, 1))})
-        config = Config(model=types.SimpleNamespace(autoregressive=False), data=Data(dir=folder, batch=16, **settings), eval=Eval(batch=16))
+        config = Config(model=types.SimpleNamespace(autoregressive=False, latent=2), data=Data(dir=folder, batch=16, **settings), eval=Eval(batch=16))
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
         return types.SimpleNamespace(task=task, config=config, spec=spec, params={}, variables={}, mesh=mesh, step=7,
                                      workdir=workdir or tmp_path_factory.mktemp("run"))
@@ -216,6 +218,25 @@ def test_the_marginal_baseline_leaves_transposed_windows_out(session_of, monkeyp
     monkeypatch.setattr(assess_rolls, "CHUNK", 6)  # of which the last two hold no window in its own key
     run = session_of()
     assert assess_rolls.marginal(run, {"train": Windows(), "test": Own()}) == assess_rolls.marginal(run, {"train": Own(), "test": Own()})
+
+
+def test_the_nearest_training_window_and_principal_components_stand_beside_a_model(session_of, folder):
+    run = session_of()
+    found, grid = assess_rolls.baselines(run, opened(run)), rolls.grid(toys.GRID)
+    train, test = (data.Source(folder, role).read(np.arange(n))["roll"] for role, n in (("train", 96), ("test", 24)))
+    held = [rolls.parts(x, grid)[0].reshape(len(x), -1) > 0 for x in (train, test)]
+    pairs = np.array([[skm.f1_score(b, a, zero_division=1.0) for a in held[0]] for b in held[1]])
+    chosen = train[pairs.argmax(1)]
+    np.testing.assert_array_equal(train[assess_rolls.nearest(test, train, grid)], chosen)
+    assert found["eval/test/neighbour_held_f1"] == rolls.f1(test, chosen, grid)
+    assert found["eval/test/neighbour_onset_f1"] == rolls.onset_f1(test, chosen, grid)
+    flat = [np.concatenate([rolls.parts(x, grid)[i].reshape(len(x), -1) for i in (0, 1)], 1) / 255.0 for x in (train, test)]
+    linear = decomposition.PCA(2, svd_solver="full").fit(flat[0])
+    made = [linear.inverse_transform(linear.transform(x)).reshape(len(x), 2, -1, rolls.pitches(grid)).transpose(0, 2, 1, 3) for x in flat]
+    made = [np.clip(x, 0, 1).reshape(*x.shape[:2], -1) for x in made]
+    played = rolls.played(made[1], rolls.threshold(made[0], train, grid), grid)  # there is no validation split here
+    assert found["eval/test/pca_2_held_f1"] == pytest.approx(rolls.f1(test, played, grid), abs=0.02)
+    assert found["eval/test/pca_2_onset_f1"] == pytest.approx(rolls.onset_f1(test, played, grid), abs=0.02)
 
 
 def test_figures_of_a_model_that_knows_the_notes(session_of):

@@ -20,11 +20,9 @@ from vae_jax.media import sounds
 from vae_jax.models import priors
 
 ENCODED = 10_000  # examples of a split that are encoded for information, factors and baselines
-BASELINE_BYTES = 1 << 30  # of their pictures
 COMPARED = 500  # samples, and held-out examples, whose nearest training example is looked for
 HEARD, HEARD_RATE = 300, 8000  # held-out sounds that are made into waves again, and the rate, in Hz, at which these are compared
 NARROWER = (16, 32, 64)  # widths of linear baselines, where the code is wider
-BASELINE = 60_000  # training examples that linear baselines are fitted on
 JUDGED, JUDGED_BATCH = 2_000, 250  # prior samples shown to a judge, and at once
 PRESENT = 0.01  # share of the samples from which on a class counts as present
 
@@ -97,11 +95,11 @@ def codes_and_pictures(run, sources: dict, interrupted=lambda: False) -> dict | 
     if held is None:
         return None
     if "mean" not in held:
-        flat = pca.fit(session.seen(run, sources["train"], baseline(run)), 0)
+        flat = pca.fit(session.seen(run, sources["train"], session.baseline(run)), 0)
         return {"eval/test/model_mse": float(picture_measures.mse(held["image"], held["made"]).mean()),
                 "eval/test/mean_picture_mse": float(pca.errors(flat, held["image"], 0).mean())}
     width = held["mean"].shape[1]
-    linear = pca.fit(session.seen(run, sources["train"], baseline(run)), width)
+    linear = pca.fit(session.seen(run, sources["train"], session.baseline(run)), width)
     squared = {f"pca_{k}": pca.errors(linear, held["image"], k) for k in (*(k for k in NARROWER if k < width), width)}
     squared |= {"model": picture_measures.mse(held["image"], held["made"]), "mean_picture": pca.errors(linear, held["image"], 0)}
     found = {f"eval/test/{name}_mse": values.mean() for name, values in squared.items()}
@@ -123,11 +121,6 @@ def codes_and_pictures(run, sources: dict, interrupted=lambda: False) -> dict | 
         moments = statistics.moments(statistics.draw(held["mean"], held["logvar"]))
         found |= {f"eval/test/aggregate_{name}/{i:03d}": v for name, values in moments.items() for i, v in enumerate(values)}
     return {k: float(v) for k, v in (found | _followed(run, sources)).items()}
-
-
-def baseline(run) -> int:
-    """How many training examples linear baselines are fitted on: BASELINE, fewer where they would not fit in BASELINE_BYTES."""
-    return max(2, min(BASELINE, BASELINE_BYTES // (4 * math.prod(run.task.front.shape))))
 
 
 def mixture(run):
@@ -228,7 +221,7 @@ def judged(run, judge: str, sources: dict, interrupted=lambda: False) -> dict | 
     found = {"judge/classes": int((share >= PRESENT).sum()), "judge/confidence": float(sure.mean()), "judge/accuracy": own["eval/test/accuracy"]}
     found |= {f"judge/confidence_{i / 10:.1f}": float(n) / JUDGED for i, n in enumerate(np.histogram(sure, 10, (0, 1))[0])}
     if "test" in sources and stored:
-        among, real = session.seen(run, sources["train"], baseline(run)), session.seen(run, sources["test"], COMPARED)
+        among, real = session.seen(run, sources["train"], session.baseline(run)), session.seen(run, sources["test"], COMPARED)
         far, real_far = (float(np.median(picture_measures.nearest(x, among)[0])) for x in (pictures[:COMPARED], real))
         found |= {"judge/nearest": far / real_far, "judge/diversity": picture_measures.diversity(pictures) / picture_measures.diversity(real)}
     if not labels or other.config.model.label != "label" or labels != other.spec.fields["label"].labels:

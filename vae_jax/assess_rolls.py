@@ -14,7 +14,7 @@ from vae_jax import data as datas
 from vae_jax import evaluate, rolls, session, tasks
 from vae_jax import mesh as meshes
 from vae_jax.config import UserError
-from vae_jax.latents import statistics
+from vae_jax.latents import pca, statistics
 
 WINDOWS = 2_000  # of a split, evenly spaced, that are rebuilt
 SAMPLES, BATCH = 500, 100  # windows drawn from the prior, and at once
@@ -23,7 +23,7 @@ KEYS = 11  # that many transpositions of a window, WINDOWS of those in their own
 
 
 def figures(run, sources: dict, interrupted=lambda: False) -> dict | None:
-    """Of the test split, `eval/test/...`; {} for models of anything else, None if interrupted. marginal_loss: see `marginal`. threshold: see there.
+    """Of the test split, `eval/test/...`; {} for models of anything else, None if interrupted. threshold: see there; `baselines` too.
     held_f1, onset_f1 of reconstructions; notes_per_quarter, note_quarters (mean length) of the data, and with rebuilt_, sample_ before them of
     reconstructions and of prior samples; rebuilt_density, sample_density: their notes a quarter over the data's; rebuilt_pitch_distance, likewise
     sample_ and train_: total variation distance of pitch classes from the data's."""
@@ -32,21 +32,62 @@ def figures(run, sources: dict, interrupted=lambda: False) -> dict | None:
     grid, cut = rolls.grid(run.spec.facts), threshold(run, interrupted)
     held = None if cut is None else rebuilt(run, sources["test"], WINDOWS, interrupted)
     drawn = None if held is None else drawn_like(run, sources["test"], SAMPLES, cut, interrupted)
-    if drawn is None:
+    plain = None if drawn is None else baselines(run, sources, interrupted)
+    if plain is None:
         return None
     truth, made = held["roll"], rolls.played(held["probability"], cut, grid)
     train = own_keys(sources["train"].read(datas.spaced(len(sources["train"]), KEYS * WINDOWS)))["roll"]
     density, classes = rolls.notes_per_quarter(truth, grid), rolls.pitch_classes(truth, grid)
-    found = marginal(run, sources) | {"eval/test/threshold": cut, "eval/test/held_f1": rolls.f1(truth, made, grid),
-                                      "eval/test/onset_f1": rolls.onset_f1(truth, made, grid), "eval/test/notes_per_quarter": density,
-                                      "eval/test/note_quarters": rolls.note_quarters(truth, grid),
-                                      "eval/test/train_pitch_distance": rolls.distance(classes, rolls.pitch_classes(train, grid))}
+    found = plain | {"eval/test/threshold": cut, **_both_f1("", truth, made, grid), "eval/test/notes_per_quarter": density,
+                     "eval/test/note_quarters": rolls.note_quarters(truth, grid),
+                     "eval/test/train_pitch_distance": rolls.distance(classes, rolls.pitch_classes(train, grid))}
     for name, heard in (("rebuilt", made), ("sample", drawn)):
         count = rolls.notes_per_quarter(heard, grid)
         found |= {f"eval/test/{name}_notes_per_quarter": count, f"eval/test/{name}_density": count / density if density else math.nan,
                   f"eval/test/{name}_note_quarters": rolls.note_quarters(heard, grid),
                   f"eval/test/{name}_pitch_distance": rolls.distance(classes, rolls.pitch_classes(heard, grid))}
     return {name: float(value) for name, value in found.items()}
+
+
+def baselines(run, sources: dict, interrupted=lambda: False) -> dict | None:
+    """What needs no training, of the test split: `marginal`; pca_K_held_f1 and _onset_f1 of principal components, as many as the code has numbers,
+    played from a threshold chosen as the model's is; neighbour_held_f1 and _onset_f1 of the training window most like each in held cells, which
+    may be transposed. None if interrupted."""
+    grid, width = rolls.grid(run.spec.facts), run.config.model.latent
+    test, tuning, train = (sources[role].read(datas.spaced(len(sources[role]), most))["roll"] for role, most in
+                           (("test", WINDOWS), (tuned(run), WINDOWS), ("train", session.baseline(run))))
+    found = marginal(run, sources) | _both_f1("neighbour_", test, train[nearest(test, train, grid)], grid)
+    if interrupted():
+        return None
+    linear = pca.fit(session.stored(run, {"roll": train}), width)
+
+    def seen(windows):
+        cells = session.stored(run, {"roll": windows})
+        made = pca.reconstruct(linear, pca.project(linear, cells)).reshape(cells.shape)
+        return np.asarray(run.task.front.columns(np.clip(made, 0, 1)))
+
+    cut = rolls.threshold(seen(tuning), tuning, grid)
+    return found | _both_f1(f"pca_{width}_", test, rolls.played(seen(test), cut, grid), grid)
+
+
+def nearest(windows_nsc, among_msc, grid) -> np.ndarray:
+    """Of each window the row [n] of `among` whose held cells overlap most with its own by F1; of two the first."""
+    mine, best, row = _held(windows_nsc, grid), np.full(len(windows_nsc), -1.0), np.zeros(len(windows_nsc), np.int64)
+    for start in range(0, len(among_msc), CHUNK):
+        part = _held(among_msc[start:start + CHUNK], grid)
+        overlap = mine @ part.T / np.maximum(1, mine.sum(1)[:, None] + part.sum(1))  # half the F1
+        found = overlap.argmax(1)
+        overlap = overlap.max(1)
+        row[overlap > best], best = start + found[overlap > best], np.maximum(best, overlap)
+    return row
+
+
+def _held(windows, grid):
+    return (rolls.parts(windows, grid)[0] != 0).reshape(len(windows), -1).astype(np.float32)
+
+
+def _both_f1(name: str, truth, made, grid) -> dict:
+    return {f"eval/test/{name}held_f1": rolls.f1(truth, made, grid), f"eval/test/{name}onset_f1": rolls.onset_f1(truth, made, grid)}
 
 
 def marginal(run, sources: dict) -> dict:
@@ -83,7 +124,7 @@ def threshold(run, interrupted=lambda: False) -> float | None:
             return float(stored["threshold"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # made anew
-    role = "validation" if run.config.data.validation else "train"
+    role = tuned(run)
     try:
         source = session.sources(run, (role,))[role]
     except UserError as error:
@@ -99,6 +140,11 @@ def threshold(run, interrupted=lambda: False) -> float | None:
         session.write_json(path, {"step": run.step, "threshold": cut, "split": getattr(run.config.data, role), "windows": len(rows["roll"]),
                                   "notes_per_quarter": {name: rolls.notes_per_quarter(heard, grid) for name, heard in counts.items()}})
     return cut
+
+
+def tuned(run) -> str:
+    """The role of the split that thresholds are chosen on."""
+    return "validation" if run.config.data.validation else "train"
 
 
 def rebuilt(run, source, examples: int, interrupted=lambda: False) -> dict | None:

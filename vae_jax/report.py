@@ -181,6 +181,9 @@ def _table(run) -> html.Table:
         found = [side.metrics.get(name) for side in sides]
         if all(values is not None and values.ndim == 1 and np.any(values) for values in found):
             rows.append((title, *(mean(values) for values in found), note))
+    if run.music and run.music.baselines and rows and run.role == "test":
+        loss = tuple(run.music.baselines[f"eval/test/{name}"] for name in ("marginal_loss", "marginal_loss_error"))
+        rows.insert(1, ("of the marginal model", loss, None, "baseline: knows how often each cell sounds in training, and nothing else"))
     squared = [mean(measures.mse(side.image, side.decoded)) for side in sides]
     linear, flat = ([mean(pca.errors(run.pixels, side.image, k)) for side in sides] for k in (None, 0))
     active = [statistics.active_units(side.mean) for side in sides]

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import os
 import signal
 import sys
@@ -20,6 +21,8 @@ from vae_jax import data as datas
 from vae_jax import mesh as meshes
 from vae_jax import update as updates
 from vae_jax.config import Config, UserError
+
+BASELINE, BASELINE_BYTES = 60_000, 1 << 30  # training examples that linear baselines are fitted on, and of their pictures
 
 
 class Leaving:
@@ -151,6 +154,11 @@ def seen(run: Session, source: datas.Source, examples: int, batch: int = 500) ->
         return stored(run, source.read(datas.spaced(len(source), examples)))
     analyse = lambda params, variables, rows: run.task.front.analyse(rows)
     return evaluate.collect(analyse, {}, {}, source, run.mesh, batch, examples)
+
+
+def baseline(run: Session) -> int:
+    """How many training examples linear baselines are fitted on: BASELINE, fewer where they would not fit in BASELINE_BYTES."""
+    return max(2, min(BASELINE, BASELINE_BYTES // (4 * math.prod(run.task.front.shape))))
 
 
 def stored(run: Session, batch) -> np.ndarray:

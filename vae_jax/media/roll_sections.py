@@ -23,8 +23,8 @@ def reconstructions(run):
     waves = _waves(run, {f"window-{i}-{kind}": rolls_[i] for i in heard for kind, rolls_ in (("original", truth), ("model", made))})
     players = tuple(html.Sounds(f"window {i}", tuple((waves[f"window-{i}-{kind}"], kind) for kind in ("original", "model"))) for i in heard)
     density, own = (rolls.notes_per_quarter(x, grid) for x in (made, truth))
-    numbers = (("F1 of held cells", rolls.f1(truth, made, grid), "over all held-out windows together; silence scores 0"),
-               ("F1 of onsets", rolls.onset_f1(truth, made, grid), "at exactly the same step"),
+    numbers = (("F1 of held cells", rolls.f1(truth, made, grid), f"over all held-out windows together; silence scores 0{_plain(run, 'held_f1')}"),
+               ("F1 of onsets", rolls.onset_f1(truth, made, grid), f"at exactly the same step{_plain(run, 'onset_f1')}"),
                ("notes a quarter", density, f"originals {own:.3g}: {density / own if own else np.nan:.3g} of it"),
                ("length of notes", rolls.note_quarters(made, grid), f"quarters, originals {rolls.note_quarters(truth, grid):.3g}"),
                ("threshold", run.music.threshold, "probability from which a cell sounds; chosen on other windows, for as many notes as they have"))
@@ -32,6 +32,13 @@ def reconstructions(run):
             f"Time runs to the right, pitch upwards; bright cells are struck, the others held.{NOTE}")
     picture = html.Picture("reconstructions.png", "Held-out windows and the model's reconstructions")
     return html.Section("reconstructions", "Reconstructions", text, ((picture, "Original, model."),), numbers, players)
+
+
+def _plain(run, name: str) -> str:
+    """What comes without training, beside one of our figures."""
+    titles = {"neighbour": "the nearest training window", f"pca_{run.train.mean.shape[1]}": f"PCA-{run.train.mean.shape[1]}"}
+    found = {title: run.music.baselines.get(f"eval/test/{kind}_{name}") for kind, title in titles.items()}
+    return "".join(f"; {title} {value:.3f}" for title, value in found.items() if value is not None)
 
 
 def samples(run):

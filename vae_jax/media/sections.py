@@ -50,6 +50,7 @@ class Music(NamedTuple):
     cells: Callable[[np.ndarray], np.ndarray]  # and back
     heard: Callable[[dict], np.ndarray]  # what `sample` made -> rolls
     attributes: dict | None  # attributes.json, if it is there
+    baselines: dict  # what needs no training, of the test split: {eval/test/...} (assess_rolls.baselines); {} without one
 
 
 class Run(NamedTuple):

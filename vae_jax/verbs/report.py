@@ -47,7 +47,7 @@ def main(started: float) -> int:
         rows = np.arange(len(source))
         if len(rows) > measured:  # a split may be stored class by class, and the first ones are what is measured
             rows = np.random.default_rng(0).permutation(len(rows))
-        rows = rows[:min(assess.baseline(run), held)]
+        rows = rows[:min(session.baseline(run), held)]
         splits[role] = source.read(rows) | source.texts(rows, [name for name in ("group",) if name in source.split.fields])
     names, prior = {name: field.labels for name, field in run.spec.fields.items() if field.labels}, getattr(run.config.model, "prior", "")
     frames = _frames(run, splits) if ANIMATE.value else None
@@ -68,12 +68,13 @@ def _music(run, cut: float):
     """How a model of rolls is seen and heard."""
     import numpy as np
 
-    from vae_jax import assess_rolls, attribute_vectors, rolls, scores
+    from vae_jax import assess_rolls, attribute_vectors, rolls, scores, session
     from vae_jax.media import sections
 
-    found = attribute_vectors.load(run)
+    found, sources = attribute_vectors.load(run), session.sources(run)
+    plain = assess_rolls.baselines(run, sources) if "test" in sources else {}
     return sections.Music(rolls.grid(run.spec.facts), cut, lambda x: np.asarray(run.task.front.columns(x)), lambda x: scores.cells(run, x),
-                          lambda made: assess_rolls.heard(run, made, cut), found and found[1])
+                          lambda made: assess_rolls.heard(run, made, cut), found and found[1], plain)
 
 
 def _frames(run, splits) -> dict:
