@@ -16,6 +16,7 @@ from vae_jax import assess_rolls, data, fronts, records, rolls, tasks
 from vae_jax import mesh as meshes
 from vae_jax import update as updates
 from vae_jax.config import Config, Data, Eval, Optim, Run, UserError
+from vae_jax.latents import pca
 from vae_jax.layers.recurrent import Lstm
 from vae_jax.models import rows
 from vae_jax.models import vae as vae_models
@@ -24,7 +25,8 @@ from vae_jax.tasks import vae
 PITCHES = toys.HIGH - toys.LOW + 1
 FAMILIES = {"dense": {}, "conv": dict(family="conv", hidden=(4, 8)), "lstm": dict(family="lstm", hidden=(8,)),
             "hierarchical": dict(family="hierarchical", hidden=(8,), bar=8),
-            "bars": dict(family="hierarchical", hidden=(6, 8), bar=8, autoregressive=True, condition="label")}
+            "bars": dict(family="hierarchical", hidden=(6, 8), bar=8, autoregressive=True, condition="label"),
+            "linear": dict(family="hierarchical", hidden=(6, 8), bar=8, shortcut=True, condition="label")}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,9 @@ def test_a_family_learns_and_keeps_its_contracts(folder, batch, name):
 @pytest.mark.parametrize("model, sentence", [
     (dict(likelihood="gaussian"), "sound or do not"), (dict(binarize=True), "binarize=False"),
     (dict(family="hierarchical", bar=5), "divides 16"), (dict(family="hierarchical", bar=0), "divides 16"),
-    (dict(autoregressive=True), "hierarchical"), (dict(family="conv", hidden=(4,) * 5), "halve 5 times")])
+    (dict(autoregressive=True), "hierarchical"), (dict(shortcut=True), "or 'hierarchical'"),
+    (dict(family="hierarchical", bar=8, shortcut=True, autoregressive=True), "autoregressive=False"),
+    (dict(family="conv", hidden=(4,) * 5), "halve 5 times")])
 def test_settings_that_do_not_fit_rolls_are_one_sentence(folder, model, sentence):
     with pytest.raises(UserError, match=sentence):
         make(folder, **model)
@@ -133,15 +137,46 @@ def test_rows_are_read_both_ways():
     np.testing.assert_allclose(Reader().apply({"params": params}, x), expected, atol=1e-6)
 
 
+def test_bars_are_read_alone_and_then_in_turn():
+    """Against one bar at a time and their results on end, with the same weights."""
+    x, reader = jax.random.normal(jax.random.key(0), (2, 12, 3)), rows.BarEncoder((5,), 4)
+    params = reader.init(jax.random.key(1), x)["params"]
+    lstm = lambda i, y: Lstm(5).apply({"params": params[f"Lstm_{i}"]}, y)
+    both = lambda i, y: jnp.concatenate([lstm(i, y)[:, -1], lstm(i + 1, y[:, ::-1])[:, -1]], -1)
+    bars = jnp.stack([both(0, x[:, start:start + 4]) for start in (0, 4, 8)], 1)
+    np.testing.assert_allclose(reader.apply({"params": params}, x), both(2, bars), atol=1e-6)
+
+
+def test_the_shortcut_of_bars_is_linear_and_reaches_every_cell():
+    """With the LSTMs silenced what remains is linear, from every cell to every number of the code and from there to every cell."""
+    def silenced(model, *inputs):
+        params = model.init(jax.random.key(0), *inputs)["params"]
+        lstms = lambda path: any("Lstm" in str(key) or getattr(key, "key", "") in ("conductor", "rows") for key in path[1:])
+        to_bar = params.get("rows", {}).get("to_bar")
+        if to_bar:  # starts at 0
+            to_bar["kernel"] = jax.random.normal(jax.random.key(1), to_bar["kernel"].shape)
+        return jax.tree_util.tree_map_with_path(lambda path, x: 0 * x if lstms(path) else x, params)
+
+    encoder = vae_models.Encoder("hierarchical", (8,), 6, shortcut=True, bar=4)
+    decoder = vae_models.Decoder("hierarchical", (8,), (12, 5, 2), shortcut=True, bar=4)
+    x, z = jax.random.normal(jax.random.key(2), (12, 5, 2)), jax.random.normal(jax.random.key(3), (6,))
+    there, back = silenced(encoder, x[None]), silenced(decoder, z[None])
+    code = lambda x: encoder.apply({"params": there}, x[None])[0][0]
+    cells = lambda z: decoder.apply({"params": back}, z[None])["x"][0]
+    for fn, at in ((code, x), (cells, z)):
+        np.testing.assert_allclose(fn(2 * at) - fn(at), fn(at) - fn(0 * at), atol=1e-5)
+    assert np.all(jax.jacobian(code)(x) != 0) and np.all(np.abs(jax.jacobian(cells)(z)).max(-1) > 0)
+
+
 def test_bars_hear_of_each_other_through_the_conductor_alone():
     decoder = vae_models.Decoder("hierarchical", (8,), (12, 5, 2), bar=4)
     z = jax.random.normal(jax.random.key(0), (3, 6))
     params = decoder.init(jax.random.key(1), z)["params"]
     y = decoder.apply({"params": params}, z)["x"]
     states = Lstm(8).apply({"params": params["rows"]["conductor"]}, jnp.broadcast_to(z[:, None], (3, 3, 6)))
-    alone = rows.RowDecoder((8,), 5, 2, False)
+    alone = rows.RowDecoder((8,), 5, 2, False, 4)
     for bar in range(3):
-        own = alone.apply({"params": params["rows"]["rows"]}, states[:, bar], 4).reshape(3, 4, 5, 2)
+        own = alone.apply({"params": params["rows"]["rows"]}, states[:, bar]).reshape(3, 4, 5, 2)
         np.testing.assert_allclose(y[:, 4 * bar:4 * bar + 4], own, atol=1e-5)
     assert np.abs(y[:, :4] - y[:, 4:8]).max() > 1e-3  # the conductor moves on
 
@@ -184,7 +219,7 @@ def session_of(folder, tmp_path_factory):
             decode=lambda p, v, code, c=None: {"image": 0.6 * code.reshape(-1, *front.shape) + 0.2 + louder * jnp.sin(1e3 * code.cumsum(-1)
                                                                                                  ).reshape(-1, *front.shape) ** 2},
             sample=lambda p, v, key, r: {"roll/mean": jnp.tile(toys.tunes(2)[:1] / 255.0, (len(r["temperature"]), 1, 1))})
-        config = Config(model=types.SimpleNamespace(autoregressive=False, latent=2), data=Data(dir=folder, batch=16, **settings), eval=Eval(batch=16))
+        config = Config(model=types.SimpleNamespace(autoregressive=False), data=Data(dir=folder, batch=16, **settings), eval=Eval(batch=16))
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
         return types.SimpleNamespace(task=task, config=config, spec=spec, params={}, variables={}, mesh=mesh, step=7,
                                      workdir=workdir or tmp_path_factory.mktemp("run"))
@@ -222,11 +257,12 @@ def test_the_marginal_baseline_leaves_transposed_windows_out(session_of, monkeyp
 
 def test_the_nearest_training_window_and_principal_components_stand_beside_a_model(session_of, folder):
     run = session_of()
-    found, grid = assess_rolls.baselines(run, opened(run)), rolls.grid(toys.GRID)
+    grid = rolls.grid(toys.GRID)
     train, test = (data.Source(folder, role).read(np.arange(n))["roll"] for role, n in (("train", 96), ("test", 24)))
     held = [rolls.parts(x, grid)[0].reshape(len(x), -1) > 0 for x in (train, test)]
     pairs = np.array([[skm.f1_score(b, a, zero_division=1.0) for a in held[0]] for b in held[1]])
     chosen = train[pairs.argmax(1)]
+    found = assess_rolls.baselines(run, opened(run), pca.fit(fronts.cells(train, PITCHES, np), 2))
     np.testing.assert_array_equal(train[assess_rolls.nearest(test, train, grid)], chosen)
     assert found["eval/test/neighbour_held_f1"] == rolls.f1(test, chosen, grid)
     assert found["eval/test/neighbour_onset_f1"] == rolls.onset_f1(test, chosen, grid)

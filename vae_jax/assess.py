@@ -110,6 +110,8 @@ def codes_and_pictures(run, sources: dict, interrupted=lambda: False) -> dict | 
         overlaps = {"model": held["made"], f"pca_{width}": pca.reconstruct(linear, pca.project(linear, held["image"])).reshape(shape),
                     "mean_picture": np.broadcast_to(linear.mean.reshape(shape[1:]), shape)}
         found |= {f"eval/test/{name}_iou": picture_measures.iou(held["image"], pictures).mean() for name, pictures in overlaps.items()}
+    if run.task.front.kind == "roll":
+        found |= assess_rolls.baselines(run, sources, linear)
     prior = mixture(run)
     if prior is not None:
         share = priors.shares(prior, statistics.draw(held["mean"], held["logvar"]) if "logvar" in held else held["mean"])

@@ -23,7 +23,7 @@ KEYS = 11  # that many transpositions of a window, WINDOWS of those in their own
 
 
 def figures(run, sources: dict, interrupted=lambda: False) -> dict | None:
-    """Of the test split, `eval/test/...`; {} for models of anything else, None if interrupted. threshold: see there; `baselines` too.
+    """Of the test split, `eval/test/...`; {} for models of anything else, None if interrupted. threshold: see there.
     held_f1, onset_f1 of reconstructions; notes_per_quarter, note_quarters (mean length) of the data, and with rebuilt_, sample_ before them of
     reconstructions and of prior samples; rebuilt_density, sample_density: their notes a quarter over the data's; rebuilt_pitch_distance, likewise
     sample_ and train_: total variation distance of pitch classes from the data's."""
@@ -32,15 +32,14 @@ def figures(run, sources: dict, interrupted=lambda: False) -> dict | None:
     grid, cut = rolls.grid(run.spec.facts), threshold(run, interrupted)
     held = None if cut is None else rebuilt(run, sources["test"], WINDOWS, interrupted)
     drawn = None if held is None else drawn_like(run, sources["test"], SAMPLES, cut, interrupted)
-    plain = None if drawn is None else baselines(run, sources, interrupted)
-    if plain is None:
+    if drawn is None:
         return None
     truth, made = held["roll"], rolls.played(held["probability"], cut, grid)
     train = own_keys(sources["train"].read(datas.spaced(len(sources["train"]), KEYS * WINDOWS)))["roll"]
     density, classes = rolls.notes_per_quarter(truth, grid), rolls.pitch_classes(truth, grid)
-    found = plain | {"eval/test/threshold": cut, **_both_f1("", truth, made, grid), "eval/test/notes_per_quarter": density,
-                     "eval/test/note_quarters": rolls.note_quarters(truth, grid),
-                     "eval/test/train_pitch_distance": rolls.distance(classes, rolls.pitch_classes(train, grid))}
+    found = {"eval/test/threshold": cut, **_both_f1("", truth, made, grid), "eval/test/notes_per_quarter": density,
+             "eval/test/note_quarters": rolls.note_quarters(truth, grid),
+             "eval/test/train_pitch_distance": rolls.distance(classes, rolls.pitch_classes(train, grid))}
     for name, heard in (("rebuilt", made), ("sample", drawn)):
         count = rolls.notes_per_quarter(heard, grid)
         found |= {f"eval/test/{name}_notes_per_quarter": count, f"eval/test/{name}_density": count / density if density else math.nan,
@@ -49,25 +48,21 @@ def figures(run, sources: dict, interrupted=lambda: False) -> dict | None:
     return {name: float(value) for name, value in found.items()}
 
 
-def baselines(run, sources: dict, interrupted=lambda: False) -> dict | None:
-    """What needs no training, of the test split: `marginal`; pca_K_held_f1 and _onset_f1 of principal components, as many as the code has numbers,
-    played from a threshold chosen as the model's is; neighbour_held_f1 and _onset_f1 of the training window most like each in held cells, which
-    may be transposed. None if interrupted."""
-    grid, width = rolls.grid(run.spec.facts), run.config.model.latent
+def baselines(run, sources: dict, linear: pca.PCA) -> dict:
+    """What needs no training, of the test split: `marginal`; pca_K_held_f1 and _onset_f1 of the K principal components `linear`, played from a
+    threshold chosen as the model's is; neighbour_held_f1 and _onset_f1 of the training window most like each in held cells, transposed or not."""
+    grid = rolls.grid(run.spec.facts)
     test, tuning, train = (sources[role].read(datas.spaced(len(sources[role]), most))["roll"] for role, most in
                            (("test", WINDOWS), (tuned(run), WINDOWS), ("train", session.baseline(run))))
-    found = marginal(run, sources) | _both_f1("neighbour_", test, train[nearest(test, train, grid)], grid)
-    if interrupted():
-        return None
-    linear = pca.fit(session.stored(run, {"roll": train}), width)
 
     def seen(windows):
         cells = session.stored(run, {"roll": windows})
         made = pca.reconstruct(linear, pca.project(linear, cells)).reshape(cells.shape)
         return np.asarray(run.task.front.columns(np.clip(made, 0, 1)))
 
-    cut = rolls.threshold(seen(tuning), tuning, grid)
-    return found | _both_f1(f"pca_{width}_", test, rolls.played(seen(test), cut, grid), grid)
+    made = rolls.played(seen(test), rolls.threshold(seen(tuning), tuning, grid), grid)
+    return marginal(run, sources) | _both_f1(f"pca_{len(linear.components)}_", test, made, grid) | _both_f1(
+        "neighbour_", test, train[nearest(test, train, grid)], grid)
 
 
 def nearest(windows_nsc, among_msc, grid) -> np.ndarray:

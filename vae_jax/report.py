@@ -101,11 +101,12 @@ def build(task, params, variables, splits: dict, history: list[dict], info: dict
         raise UserError(f"a report needs at least two training {'sounds' if audio else 'pictures'}: give the run's data_prep more.")
     train = side(splits["train"], pictures)
     held = train if role == "train" else side(splits[role], None)
+    pixels = pca.fit(pictures[0], train.mean.shape[1])
     run = sections.Run(
         decode=lambda code, given: decoded(code, given)["image"], sample=sample if task.sample else None, role=role, train=train, held=held,
         pictures=pictures[0], plane=paths.plane(train.mean, standard_prior and train.logvar is not None),
-        pixels=pca.fit(pictures[0], train.mean.shape[1]), codes=pca.fit(train.mean), names=names, history=history, frames=frames or {}, files={},
-        audio=audio, mixture=mixture, music=music,
+        pixels=pixels, codes=pca.fit(train.mean), names=names, history=history, frames=frames or {}, files={},
+        audio=audio, mixture=mixture, music=music, baselines=music and music.plain(pixels),
     )
     latent = train.mean.shape[1]
     counted = (f"{len(train.image):,} of {len(run.pictures):,} training {run.noun}s, "
@@ -181,8 +182,8 @@ def _table(run) -> html.Table:
         found = [side.metrics.get(name) for side in sides]
         if all(values is not None and values.ndim == 1 and np.any(values) for values in found):
             rows.append((title, *(mean(values) for values in found), note))
-    if run.music and run.music.baselines and rows and run.role == "test":
-        loss = tuple(run.music.baselines[f"eval/test/{name}"] for name in ("marginal_loss", "marginal_loss_error"))
+    if run.baselines and rows and run.role == "test":
+        loss = tuple(run.baselines[f"eval/test/{name}"] for name in ("marginal_loss", "marginal_loss_error"))
         rows.insert(1, ("of the marginal model", loss, None, "baseline: knows how often each cell sounds in training, and nothing else"))
     squared = [mean(measures.mse(side.image, side.decoded)) for side in sides]
     linear, flat = ([mean(pca.errors(run.pixels, side.image, k)) for side in sides] for k in (None, 0))

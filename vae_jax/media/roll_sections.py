@@ -37,7 +37,7 @@ def reconstructions(run):
 def _plain(run, name: str) -> str:
     """What comes without training, beside one of our figures."""
     titles = {"neighbour": "the nearest training window", f"pca_{run.train.mean.shape[1]}": f"PCA-{run.train.mean.shape[1]}"}
-    found = {title: run.music.baselines.get(f"eval/test/{kind}_{name}") for kind, title in titles.items()}
+    found = {title: run.baselines.get(f"eval/test/{kind}_{name}") for kind, title in titles.items()}
     return "".join(f"; {title} {value:.3f}" for title, value in found.items() if value is not None)
 
 

@@ -50,7 +50,7 @@ class Music(NamedTuple):
     cells: Callable[[np.ndarray], np.ndarray]  # and back
     heard: Callable[[dict], np.ndarray]  # what `sample` made -> rolls
     attributes: dict | None  # attributes.json, if it is there
-    baselines: dict  # what needs no training, of the test split: {eval/test/...} (assess_rolls.baselines); {} without one
+    plain: Callable[[Any], dict]  # PCA of the training windows -> what needs no training, of the test split (assess_rolls.baselines)
 
 
 class Run(NamedTuple):
@@ -70,6 +70,7 @@ class Run(NamedTuple):
     audio: Audio | None = None  # None for pictures
     mixture: Any = None  # the prior, if it is a mixture (models.priors)
     music: Music | None = None  # None for all but rolls
+    baselines: dict | None = None  # of rolls, {eval/test/...}: what needs no training
 
     @property
     def noun(self) -> str:

@@ -1,4 +1,4 @@
-"""Decoders that make a picture or a roll row by row: an LSTM over rows, the same bar by bar under a conductor, and what they are made of."""
+"""Models that read or make a picture or a roll row by row: LSTMs over rows, the same bar by bar under a conductor, and what they are made of."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,6 +14,29 @@ def both_ways(x_btc, hidden, dtype):
     return jnp.concatenate([ahead[:, -1], back[:, -1]], -1)
 
 
+class BarEncoder(nn.Module):
+    """Reads the rows of every bar both ways, all bars at once, and then what it made of each bar, again both ways: [b, t, c] -> features [b, ..].
+
+    MusicVAE reads all rows in one go; so many steps one after another take most of the time, and long windows are learnt more slowly. A `shortcut`
+    adds a linear map of a bar's cells, the same for all, to what is made of it, and gives all of that beside the last states.
+    """
+
+    hidden: tuple[int, ...]
+    bar: int  # rows
+    shortcut: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_btc):
+        bars = x_btc.reshape(-1, self.bar, x_btc.shape[-1])
+        made = both_ways(bars, self.hidden, self.dtype)
+        if self.shortcut:
+            made += nn.Dense(made.shape[-1], use_bias=False, dtype=self.dtype, name="shortcut")(bars.reshape(len(bars), -1))
+        made = made.reshape(x_btc.shape[0], -1, made.shape[-1])
+        whole = both_ways(made, self.hidden[-1:], self.dtype)
+        return jnp.concatenate([whole, made.reshape(len(made), -1)], -1) if self.shortcut else whole
+
+
 class RowDecoder(nn.Module):
     """LSTM over the rows of a picture, z at every step. An `autoregressive` one begins in a state made of z (Bowman et al. 2016) and reads the
     row before and, in its own row, the pixels to the left.
@@ -25,6 +48,7 @@ class RowDecoder(nn.Module):
     width: int  # pixels a row
     channels: int  # outputs a pixel
     autoregressive: bool
+    steps: int  # rows
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
@@ -34,11 +58,11 @@ class RowDecoder(nn.Module):
             self.first = [nn.Dense(2 * units, dtype=self.dtype) for units in self.hidden[::-1]]
             self.within = LeftToRight(self.width, self.channels, dtype=self.dtype)
 
-    def __call__(self, z_bd, steps: int, rows_btc=None):
+    def __call__(self, z_bd, rows_btc=None):
         """Outputs [b, steps, width * channels]; `rows_btc` are the true rows, of which an autoregressive decoder sees what lies before."""
         if not self.autoregressive:
-            x = jnp.broadcast_to(z_bd[:, None], (z_bd.shape[0], steps, z_bd.shape[1]))
-            for layer in self.layers:
+            x = self.layers[0].constant(z_bd, self.steps)
+            for layer in self.layers[1:]:
                 x = layer(x)
             return self.out(x)
         x = jnp.pad(rows_btc, ((0, 0), (1, 0), (0, 0)))[:, :-1].astype(self.dtype)
@@ -50,7 +74,7 @@ class RowDecoder(nn.Module):
         """The carry of each layer before the first row."""
         return [tuple(jnp.split(jnp.tanh(first(z_bd)), 2, -1)) for first in self.first]
 
-    def generate(self, z_bd, feedback, steps: int):
+    def generate(self, z_bd, feedback):
         """The same on its own rows: `feedback(outputs [b, width * channels], t)` makes the next input from an output."""
 
         def step(module, carry, t):
@@ -68,37 +92,46 @@ class RowDecoder(nn.Module):
         first = jnp.zeros_like(feedback(jnp.zeros((z_bd.shape[0], self.width * self.channels)), 0))
         carry = (self.starts(z_bd), first)
         scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False}, out_axes=1)
-        return scan(self, carry, jnp.arange(steps))[1]
+        return scan(self, carry, jnp.arange(self.steps))[1]
 
 
 class BarDecoder(nn.Module):
     """A conductor, an LSTM with z at every step, makes one state a bar, and a `RowDecoder` makes the rows of each bar from its state alone, all bars
-    at once (Roberts et al. 2018, MusicVAE): what bars have in common must pass through the conductor, so long windows need no long memory."""
+    at once (Roberts et al. 2018, MusicVAE): what bars have in common must pass through the conductor, so long windows need no long memory. A
+    `shortcut` adds a linear map of z to the states and a linear map of each state, the same for all, to its bar."""
 
     hidden: tuple[int, ...]
     width: int
     channels: int
-    autoregressive: bool  # within a bar
+    autoregressive: bool  # within a bar; then without a shortcut
     bar: int  # rows
+    steps: int  # a multiple of `bar`
+    shortcut: bool = False
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         self.conductor = Lstm(self.hidden[-1], self.dtype)
-        self.rows = RowDecoder(self.hidden, self.width, self.channels, self.autoregressive, self.dtype)
+        self.rows = RowDecoder(self.hidden, self.width, self.channels, self.autoregressive, self.bar, self.dtype)
+        if self.shortcut:
+            self.to_states = nn.Dense(self.steps // self.bar * self.hidden[-1], use_bias=False, dtype=self.dtype)
+            self.to_bar = nn.Dense(self.bar * self.width * self.channels, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.zeros)
 
-    def __call__(self, z_bd, steps: int, rows_btc=None):
-        """As `RowDecoder`; steps a multiple of `bar`."""
-        rows = None if rows_btc is None else rows_btc.reshape(-1, self.bar, rows_btc.shape[-1])
-        return self.rows(self.states(z_bd, steps), self.bar, rows).reshape(z_bd.shape[0], steps, -1)
+    def __call__(self, z_bd, rows_btc=None):
+        """As `RowDecoder`."""
+        rows, states = None if rows_btc is None else rows_btc.reshape(-1, self.bar, rows_btc.shape[-1]), self.states(z_bd)
+        y = self.rows(states, rows)
+        if self.shortcut:
+            y += self.to_bar(states).reshape(y.shape)
+        return y.reshape(z_bd.shape[0], self.steps, -1)
 
-    def generate(self, z_bd, feedback, steps: int):
+    def generate(self, z_bd, feedback):
         """The same on its own rows: `feedback(outputs [b * bars, width * channels], t)`, t counting the rows of a bar."""
-        return self.rows.generate(self.states(z_bd, steps), feedback, self.bar).reshape(z_bd.shape[0], steps, -1)
+        return self.rows.generate(self.states(z_bd), feedback).reshape(z_bd.shape[0], self.steps, -1)
 
-    def states(self, z_bd, steps: int):
+    def states(self, z_bd):
         """One a bar, [b * bars, units]."""
-        x = jnp.broadcast_to(z_bd[:, None], (z_bd.shape[0], steps // self.bar, z_bd.shape[1]))
-        return self.conductor(x).reshape(-1, self.hidden[-1])
+        states = self.conductor.constant(z_bd, self.steps // self.bar)
+        return (states + self.to_states(z_bd).reshape(states.shape) if self.shortcut else states).reshape(-1, self.hidden[-1])
 
 
 class LeftToRight(nn.Module):

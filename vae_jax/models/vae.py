@@ -5,7 +5,8 @@
 
 `hidden` is read from the picture to the code: widths of dense layers, channels of stride-2 convolutions, LSTM units, of the hierarchical family those
 of either direction.
-The decoder reads it backwards. `shortcut` adds a linear path to both sides of a convolutional model: what PCA can do, it need not learn slowly.
+The decoder reads it backwards. `shortcut` adds a linear path to both sides of a convolutional or hierarchical model: what PCA can do, it need not
+learn slowly.
 """
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 
 from vae_jax.layers.convolutions import Conv, ToImage, ToVector, Up
 from vae_jax.layers.recurrent import Lstm
-from vae_jax.models.rows import BarDecoder, RowDecoder, both_ways
+from vae_jax.models.rows import BarDecoder, BarEncoder, RowDecoder
 
 FAMILIES = ("dense", "conv", "lstm", "hierarchical")
 ROWS = FAMILIES[2:]  # those that go through a picture row by row
@@ -62,6 +63,7 @@ class Encoder(nn.Module):
     latent: int
     activation: str = "relu"
     shortcut: bool = False
+    bar: int = 16  # hierarchical: rows a bar
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -88,7 +90,7 @@ class Encoder(nn.Module):
                 x = Lstm(units, self.dtype)(x)
             x = x[:, -1]
         elif self.family == "hierarchical":
-            x = both_ways(join(x.reshape(*x.shape[:2], -1), condition), self.hidden, self.dtype)
+            x = BarEncoder(self.hidden, self.bar, self.shortcut, self.dtype, name="bars")(join(x.reshape(*x.shape[:2], -1), condition))
         else:
             x = dense_layers(join(x.reshape(x.shape[0], -1), condition), self.hidden, self.activation, self.dtype)
         return _moments(nn.Dense(2 * self.latent, name="moments")(x.astype(jnp.float32)))
@@ -131,13 +133,13 @@ class Decoder(nn.Module):
             if self.shortcut:
                 y += nn.Dense(h * w * c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="shortcut")(z).reshape(y.shape)
         elif self.family in ROWS:
-            settings = dict(hidden=self.hidden, width=w, channels=c, autoregressive=self.autoregressive, dtype=self.dtype, name="rows")
-            rows = BarDecoder(bar=self.bar, **settings) if self.family == "hierarchical" else RowDecoder(**settings)
+            settings = dict(hidden=self.hidden, width=w, channels=c, autoregressive=self.autoregressive, steps=h, dtype=self.dtype, name="rows")
+            rows = BarDecoder(bar=self.bar, shortcut=self.shortcut, **settings) if self.family == "hierarchical" else RowDecoder(**settings)
             if feedback is None:
-                y = rows(z, h, x_bhwc.reshape(*x_bhwc.shape[:2], -1) if self.autoregressive else None)
+                y = rows(z, x_bhwc.reshape(*x_bhwc.shape[:2], -1) if self.autoregressive else None)
             else:
                 next_row = lambda y_nc, t: feedback({"x": y_nc.reshape(-1, 1, w, c).astype(jnp.float32), **noise}, t).reshape(y_nc.shape[0], -1)
-                y = rows.generate(z, next_row, h)
+                y = rows.generate(z, next_row)
         else:
             y = dense_layers(z, self.hidden[::-1], self.activation, self.dtype)
             y = nn.Dense(h * w * c, dtype=self.dtype, name="out")(y)

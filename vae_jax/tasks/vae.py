@@ -28,9 +28,9 @@ class Model:
     hidden: tuple[int, ...] = (300, 300)  # from picture to code: widths, channels of stride-2 layers, or LSTM units
     latent: int = 40
     activation: str = "relu"  # relu, tanh, gelu, linear; dense only: gated. An LSTM has its own
-    shortcut: bool = False  # conv: a linear path beside the convolutions, in encoder and decoder
+    shortcut: bool = False  # conv, hierarchical: a linear path beside convolutions or LSTMs, in encoder and decoder
     autoregressive: bool = False  # lstm, hierarchical: the decoder also reads the row before
-    bar: int = 16  # hierarchical: rows a bar, decoded from a state of its own
+    bar: int = 16  # hierarchical: rows a bar, which is read alone and decoded from a state of its own
     condition: str = ""  # '' or label: given to encoder and decoder
     binarize: bool = False  # a new Bernoulli draw of grey pictures at every step; held-out ones are drawn once, by seed and row number
     likelihood: str = "bernoulli"  # bernoulli, continuous_bernoulli, gaussian, logistic_mixture
@@ -63,7 +63,7 @@ def make(config: Config, spec) -> Task:
     settings = {"gaussian": {"sigma": m.sigma, "squash": m.squash}, "logistic_mixture": {"components": m.mixtures}}.get(m.likelihood, {})
     likelihood = likelihoods.get(m.likelihood, **settings)
     prior = priors.get(m.prior, m.latent, m.components, m.covariance, shape)
-    encoder = vae.Encoder(m.family, m.hidden, m.latent, m.activation, m.shortcut, dtype)
+    encoder = vae.Encoder(m.family, m.hidden, m.latent, m.activation, m.shortcut, m.bar, dtype)
     decoder = vae.Decoder(m.family, m.hidden, (*shape[:2], likelihood.channels(shape[2])), m.activation,
                           m.likelihood == "gaussian" and not m.sigma, m.autoregressive, front.level is not None, m.shortcut, m.bar, dtype)
 
@@ -269,8 +269,9 @@ def _check(config: Config, spec, front: fronts.Front) -> tuple[str, ...]:
     if m.family == "conv" and (shape[0] % step or shape[1] % step):
         raise UserError(f"{len(m.hidden)} stride-2 layers need a picture size that is a multiple of {step}, but {config.data.dir} has "
                         f"{shape[0]} x {shape[1]}; prepare it with another --size, or give fewer config.model.hidden.")
-    if m.shortcut and m.family != "conv":
-        raise UserError("config.model.shortcut=True goes beside convolutions; set config.model.family='conv'.")
+    if m.shortcut and (m.family not in ("conv", "hierarchical") or m.autoregressive):
+        raise UserError("config.model.shortcut=True goes beside convolutions, or LSTMs that read none of their own rows: set config.model.family to "
+                        "'conv' or 'hierarchical', and config.model.autoregressive=False.")
     if m.family == "hierarchical" and (m.bar < 1 or shape[0] % m.bar):
         raise UserError(f"the hierarchical family makes bars of config.model.bar={m.bar} rows, and {config.data.dir} has {shape[0]} rows: give one "
                         f"that divides {shape[0]}.")

@@ -72,7 +72,7 @@ def _music(run, cut: float):
     from vae_jax.media import sections
 
     found, sources = attribute_vectors.load(run), session.sources(run)
-    plain = assess_rolls.baselines(run, sources) if "test" in sources else {}
+    plain = lambda linear: assess_rolls.baselines(run, sources, linear) if "test" in sources else {}
     return sections.Music(rolls.grid(run.spec.facts), cut, lambda x: np.asarray(run.task.front.columns(x)), lambda x: scores.cells(run, x),
                           lambda made: assess_rolls.heard(run, made, cut), found and found[1], plain)
 
