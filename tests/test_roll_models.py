@@ -288,6 +288,9 @@ def test_figures_of_a_model_that_knows_the_notes(session_of):
     assert found["eval/test/sample_pitch_distance"] == pytest.approx(
         0.5 * np.abs(rolls.pitch_classes(tune, grid) - rolls.pitch_classes(truth, grid)).sum())
     assert found["eval/test/sample_note_quarters"] == pytest.approx(1.0)  # a slow tune: quarters
+    taught = data.open_source(run.config.data, "train").read(np.arange(96))["roll"]
+    assert found["eval/test/sample_seen_pitch_distance"] == pytest.approx(
+        0.5 * np.abs(rolls.pitch_classes(tune, grid) - rolls.pitch_classes(taught, grid)).sum())
 
 
 def test_the_threshold_is_kept_for_its_checkpoint_and_chosen_on_validation(session_of, folder):

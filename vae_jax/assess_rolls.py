@@ -19,14 +19,15 @@ from vae_jax.latents import pca, statistics
 WINDOWS = 2_000  # of a split, evenly spaced, that are rebuilt
 SAMPLES, BATCH = 500, 100  # windows drawn from the prior, and at once
 CHUNK = 250  # windows read at once
-KEYS = 11  # that many transpositions of a window, WINDOWS of those in their own key are read of the training split
+KEYS = 11  # transpositions of a window, at most about so many: of KEYS * WINDOWS training windows as many as WINDOWS are in their own key
 
 
 def figures(run, sources: dict, interrupted=lambda: False) -> dict | None:
     """Of the test split, `eval/test/...`; {} for models of anything else, None if interrupted. threshold: see there.
     held_f1, onset_f1 of reconstructions; notes_per_quarter, note_quarters (mean length) of the data, and with rebuilt_, sample_ before them of
     reconstructions and of prior samples; rebuilt_density, sample_density: their notes a quarter over the data's; rebuilt_pitch_distance, likewise
-    sample_ and train_: total variation distance of pitch classes from the data's."""
+    sample_ and train_: total variation distance of pitch classes from the data's; sample_seen_pitch_distance: that of samples from all training
+    windows, transposed ones too."""
     if run.task.front is None or run.task.front.kind != "roll" or run.task.decode is None or "test" not in sources:
         return {}
     grid, cut = rolls.grid(run.spec.facts), threshold(run, interrupted)
@@ -35,11 +36,12 @@ def figures(run, sources: dict, interrupted=lambda: False) -> dict | None:
     if drawn is None:
         return None
     truth, made = held["roll"], rolls.played(held["probability"], cut, grid)
-    train = own_keys(sources["train"].read(datas.spaced(len(sources["train"]), KEYS * WINDOWS)))["roll"]
+    train = sources["train"].read(datas.spaced(len(sources["train"]), KEYS * WINDOWS))
     density, classes = rolls.notes_per_quarter(truth, grid), rolls.pitch_classes(truth, grid)
     found = {"eval/test/threshold": cut, **_both_f1("", truth, made, grid), "eval/test/notes_per_quarter": density,
              "eval/test/note_quarters": rolls.note_quarters(truth, grid),
-             "eval/test/train_pitch_distance": rolls.distance(classes, rolls.pitch_classes(train, grid))}
+             "eval/test/train_pitch_distance": rolls.distance(classes, rolls.pitch_classes(own_keys(train)["roll"], grid)),
+             "eval/test/sample_seen_pitch_distance": rolls.distance(rolls.pitch_classes(train["roll"], grid), rolls.pitch_classes(drawn, grid))}
     for name, heard in (("rebuilt", made), ("sample", drawn)):
         count = rolls.notes_per_quarter(heard, grid)
         found |= {f"eval/test/{name}_notes_per_quarter": count, f"eval/test/{name}_density": count / density if density else math.nan,

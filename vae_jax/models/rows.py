@@ -17,8 +17,8 @@ def both_ways(x_btc, hidden, dtype):
 class BarEncoder(nn.Module):
     """Reads the rows of every bar both ways, all bars at once, and then what it made of each bar, again both ways: [b, t, c] -> features [b, ..].
 
-    MusicVAE reads all rows in one go; so many steps one after another take most of the time, and long windows are learnt more slowly. A `shortcut`
-    adds a linear map of a bar's cells, the same for all, to what is made of it, and gives all of that beside the last states.
+    MusicVAE reads all rows in one go; here a row is as many steps from the code as a bar has rows and the window bars. A `shortcut` adds a linear map
+    of a bar's cells, the same for all, to what is made of it, and gives all of that beside the last states.
     """
 
     hidden: tuple[int, ...]
