@@ -100,8 +100,7 @@ def test_a_family_learns_and_keeps_its_contracts(folder, batch, name):
 @pytest.mark.parametrize("model, sentence", [
     (dict(likelihood="gaussian"), "sound or do not"), (dict(binarize=True), "binarize=False"),
     (dict(family="hierarchical", bar=5), "divides 16"), (dict(family="hierarchical", bar=0), "divides 16"),
-    (dict(autoregressive=True), "hierarchical"), (dict(shortcut=True), "or 'hierarchical'"),
-    (dict(family="hierarchical", bar=8, shortcut=True, autoregressive=True), "autoregressive=False"),
+    (dict(autoregressive=True), "hierarchical"), (dict(family="lstm", shortcut=True, autoregressive=True), "one of them to False"),
     (dict(family="conv", hidden=(4,) * 5), "halve 5 times")])
 def test_settings_that_do_not_fit_rolls_are_one_sentence(folder, model, sentence):
     with pytest.raises(UserError, match=sentence):
@@ -147,25 +146,23 @@ def test_bars_are_read_alone_and_then_in_turn():
     np.testing.assert_allclose(reader.apply({"params": params}, x), both(2, bars), atol=1e-6)
 
 
-def test_the_shortcut_of_bars_is_linear_and_reaches_every_cell():
-    """With the LSTMs silenced what remains is linear, from every cell to every number of the code and from there to every cell."""
-    def silenced(model, *inputs):
-        params = model.init(jax.random.key(0), *inputs)["params"]
-        lstms = lambda path: any("Lstm" in str(key) or getattr(key, "key", "") in ("conductor", "rows") for key in path[1:])
-        to_bar = params.get("rows", {}).get("to_bar")
-        if to_bar:  # starts at 0
-            to_bar["kernel"] = jax.random.normal(jax.random.key(1), to_bar["kernel"].shape)
-        return jax.tree_util.tree_map_with_path(lambda path, x: 0 * x if lstms(path) else x, params)
+@pytest.mark.parametrize("family", ["dense", "lstm", "hierarchical"])
+def test_the_shortcut_is_linear_and_reaches_every_cell(family):
+    """With all else silenced what remains is linear, from every cell to every number of the code and from there to every cell."""
+    def alone(model, given):
+        params = model.init(jax.random.key(0), given)["params"]
+        kept = params["shortcut"] | {"kernel": jax.random.normal(jax.random.key(1), params["shortcut"]["kernel"].shape)}  # the decoder's starts at 0
+        return {"params": jax.tree.map(jnp.zeros_like, params) | {"shortcut": kept}}
 
-    encoder = vae_models.Encoder("hierarchical", (8,), 6, shortcut=True, bar=4)
-    decoder = vae_models.Decoder("hierarchical", (8,), (12, 5, 2), shortcut=True, bar=4)
+    encoder = vae_models.Encoder(family, (8,), 6, shortcut=True, bar=4)
+    decoder = vae_models.Decoder(family, (8,), (12, 5, 2), shortcut=True, bar=4)
     x, z = jax.random.normal(jax.random.key(2), (12, 5, 2)), jax.random.normal(jax.random.key(3), (6,))
-    there, back = silenced(encoder, x[None]), silenced(decoder, z[None])
-    code = lambda x: encoder.apply({"params": there}, x[None])[0][0]
-    cells = lambda z: decoder.apply({"params": back}, z[None])["x"][0]
+    there, back = alone(encoder, x[None]), alone(decoder, z[None])
+    code = lambda x: encoder.apply(there, x[None])[0][0]
+    cells = lambda z: decoder.apply(back, z[None])["x"][0]
     for fn, at in ((code, x), (cells, z)):
-        np.testing.assert_allclose(fn(2 * at) - fn(at), fn(at) - fn(0 * at), atol=1e-5)
-    assert np.all(jax.jacobian(code)(x) != 0) and np.all(np.abs(jax.jacobian(cells)(z)).max(-1) > 0)
+        np.testing.assert_allclose(fn(2 * at) - fn(at), fn(at) - fn(0 * at), atol=1e-4)
+        assert np.all(jax.jacobian(fn)(at) != 0)
 
 
 def test_bars_hear_of_each_other_through_the_conductor_alone():

@@ -227,7 +227,9 @@ def test_mistakes_are_one_sentence(trained, tmp_path):
     (tmp_path / "text.mid").write_text("no music")
     (tmp_path / "cut.mid").write_bytes((trained / "song.mid").read_bytes()[:60])
     (tmp_path / "low.mid").write_bytes(midi.write([rolls.Note(0.0, 1.0, 30, 80, False)], 120.0))
-    for name, sentence in (("text", "not a Standard MIDI File"), ("cut", "damaged"), ("low", "knows pitches 60 to 75"), ("gone", "cannot be read")):
+    (tmp_path / "slow.mid").write_bytes(midi.write([rolls.Note(0.0, 300.0, 60, 80, False)], 6.0))
+    for name, sentence in (("text", "not a Standard MIDI File"), ("slow", "lasts 50 minutes at 6 quarter notes a minute"), ("cut", "damaged"),
+                           ("low", "knows pitches 60 to 75"), ("gone", "cannot be read")):
         assert sentence in refused("reconstruct", run, f"--midi={tmp_path / name}.mid"), name
     for flags, sentence in (
             (("sample", "--tempo=nan"), "finite"), (("sample", "--soundfont=gone.sf2"), "SoundFont"), (("sample", "--seconds=3"), "wave"),

@@ -192,7 +192,8 @@ GOLDEN = {"loss": 45.438801, "kl": 0.05506356, "reconstruction": 45.383736, "gra
 
 @pytest.mark.parametrize("model, sentence", [
     (dict(family="conv", hidden=(4, 4, 4, 4)), "multiple of 16"), (dict(likelihood="poisson"), "poisson"), (dict(prior="flow"), "flow"),
-    (dict(autoregressive=True), "lstm"), (dict(shortcut=True), "conv"), (dict(anneal_steps=100), "mixture"),
+    (dict(autoregressive=True), "lstm"), (dict(family="lstm", autoregressive=True, shortcut=True), "one of them to False"),
+    (dict(anneal_steps=100), "mixture"),
     (dict(frozen="critic"), "encoder, decoder"), (dict(warmup="linear"), "warmup_steps"), (dict(condition="label", prior="vamp"), "vamp"),
     (dict(activation="gated", family="conv"), "activation"), (dict(free_bits_dimension=1.0, free_bits_example=1.0), "Free bits")])
 def test_settings_that_do_not_fit_are_one_sentence(folder, model, sentence):

@@ -10,7 +10,7 @@ from vae_jax.config import UserError
 from vae_jax.media import midi, sounds, synth
 
 ROWS = 64  # windows encoded or decoded at once
-QUARTERS = 4_000  # in the longest file: half an hour at 120 a minute
+MINUTES = 40  # of the longest file at its own tempo
 
 
 class Score(NamedTuple):
@@ -40,13 +40,13 @@ def read(run, path: str, flag: str) -> Score:
     if not notes:
         raise UserError(f"--{flag}={path} has no note that this model knows: it knows pitches {grid.low} to {grid.high}"
                         f"{' and drums' if grid.drums else ' and no drums'}.")
-    end = rolls.end(notes, grid)
-    if end > QUARTERS * grid.per_quarter:
-        raise UserError(f"--{flag}={path} is {end // grid.per_quarter:,} quarter notes long: cut it to {QUARTERS:,}.")
+    end, tempo = rolls.end(notes, grid), midi.tempo(piece)
+    if (minutes := end / grid.per_quarter / tempo) > MINUTES:
+        raise UserError(f"--{flag}={path} lasts {minutes:,.0f} minutes at {tempo:.4g} quarter notes a minute: cut it to {MINUTES}.")
     starts = np.array(pieces.window_starts(midi.bar_lines(piece, grid.per_quarter), steps, end))
     roll = rolls.from_notes(notes, grid, int(starts[0]), int(starts[-1] - starts[0]) + steps)
     starts, end = starts - starts[0], end - int(starts[0])
-    return Score(np.stack([roll[start:start + steps] for start in starts]), starts, end, midi.tempo(piece), len(piece.notes), len(notes))
+    return Score(np.stack([roll[start:start + steps] for start in starts]), starts, end, tempo, len(piece.notes), len(notes))
 
 
 def join(windows, score: Score) -> np.ndarray:

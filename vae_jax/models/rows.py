@@ -17,24 +17,18 @@ def both_ways(x_btc, hidden, dtype):
 class BarEncoder(nn.Module):
     """Reads the rows of every bar both ways, all bars at once, and then what it made of each bar, again both ways: [b, t, c] -> features [b, ..].
 
-    MusicVAE reads all rows in one go; here a row is as many steps from the code as a bar has rows and the window bars. A `shortcut` adds a linear map
-    of a bar's cells, the same for all, to what is made of it, and gives all of that beside the last states.
+    MusicVAE reads all rows in one go; here a row is as many steps from the code as a bar has rows and the window bars.
     """
 
     hidden: tuple[int, ...]
     bar: int  # rows
-    shortcut: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x_btc):
         bars = x_btc.reshape(-1, self.bar, x_btc.shape[-1])
         made = both_ways(bars, self.hidden, self.dtype)
-        if self.shortcut:
-            made += nn.Dense(made.shape[-1], use_bias=False, dtype=self.dtype, name="shortcut")(bars.reshape(len(bars), -1))
-        made = made.reshape(x_btc.shape[0], -1, made.shape[-1])
-        whole = both_ways(made, self.hidden[-1:], self.dtype)
-        return jnp.concatenate([whole, made.reshape(len(made), -1)], -1) if self.shortcut else whole
+        return both_ways(made.reshape(x_btc.shape[0], -1, made.shape[-1]), self.hidden[-1:], self.dtype)
 
 
 class RowDecoder(nn.Module):
@@ -97,32 +91,24 @@ class RowDecoder(nn.Module):
 
 class BarDecoder(nn.Module):
     """A conductor, an LSTM with z at every step, makes one state a bar, and a `RowDecoder` makes the rows of each bar from its state alone, all bars
-    at once (Roberts et al. 2018, MusicVAE): what bars have in common must pass through the conductor, so long windows need no long memory. A
-    `shortcut` adds a linear map of z to the states and a linear map of each state, the same for all, to its bar."""
+    at once (Roberts et al. 2018, MusicVAE): what bars have in common must pass through the conductor, so long windows need no long memory."""
 
     hidden: tuple[int, ...]
     width: int
     channels: int
-    autoregressive: bool  # within a bar; then without a shortcut
+    autoregressive: bool  # within a bar
     bar: int  # rows
     steps: int  # a multiple of `bar`
-    shortcut: bool = False
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         self.conductor = Lstm(self.hidden[-1], self.dtype)
         self.rows = RowDecoder(self.hidden, self.width, self.channels, self.autoregressive, self.bar, self.dtype)
-        if self.shortcut:
-            self.to_states = nn.Dense(self.steps // self.bar * self.hidden[-1], use_bias=False, dtype=self.dtype)
-            self.to_bar = nn.Dense(self.bar * self.width * self.channels, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.zeros)
 
     def __call__(self, z_bd, rows_btc=None):
         """As `RowDecoder`."""
-        rows, states = None if rows_btc is None else rows_btc.reshape(-1, self.bar, rows_btc.shape[-1]), self.states(z_bd)
-        y = self.rows(states, rows)
-        if self.shortcut:
-            y += self.to_bar(states).reshape(y.shape)
-        return y.reshape(z_bd.shape[0], self.steps, -1)
+        rows = None if rows_btc is None else rows_btc.reshape(-1, self.bar, rows_btc.shape[-1])
+        return self.rows(self.states(z_bd), rows).reshape(z_bd.shape[0], self.steps, -1)
 
     def generate(self, z_bd, feedback):
         """The same on its own rows: `feedback(outputs [b * bars, width * channels], t)`, t counting the rows of a bar."""
@@ -130,8 +116,7 @@ class BarDecoder(nn.Module):
 
     def states(self, z_bd):
         """One a bar, [b * bars, units]."""
-        states = self.conductor.constant(z_bd, self.steps // self.bar)
-        return (states + self.to_states(z_bd).reshape(states.shape) if self.shortcut else states).reshape(-1, self.hidden[-1])
+        return self.conductor.constant(z_bd, self.steps // self.bar).reshape(-1, self.hidden[-1])
 
 
 class LeftToRight(nn.Module):

@@ -5,8 +5,8 @@
 
 `hidden` is read from the picture to the code: widths of dense layers, channels of stride-2 convolutions, LSTM units, of the hierarchical family those
 of either direction.
-The decoder reads it backwards. `shortcut` adds a linear path to both sides of a convolutional or hierarchical model: what PCA can do, it need not
-learn slowly.
+The decoder reads it backwards. `shortcut` adds a linear path to both sides of any but an autoregressive model: what PCA can do, it need not learn
+slowly.
 """
 
 import flax.linen as nn
@@ -69,31 +69,32 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x_bhwc, condition=None):
         x = x_bhwc.astype(self.dtype)
+        flat = x.reshape(x.shape[0], -1)
         if self.family == "conv":
-            flat = x.reshape(x.shape[0], -1)
             for channels in self.hidden:
                 x = act(self.activation)(Conv(channels, stride=2, dtype=self.dtype)(x))
             moments = ToVector(2 * self.latent, name="moments")(x)
             if condition is not None:  # the same as appending the condition to the flat picture
                 moments += nn.Dense(2 * self.latent, use_bias=False, name="condition")(condition)
-            if self.shortcut:
-                # Adam moves the n weights of a code number alike, so that a step moves the number by n times the mean grey, and training
-                # leaps: with that grey near 0, and n held at PIXELS, one learning rate serves all sizes
-                n = flat.shape[1]
-                gain = min(1.0, PIXELS / n)
-                start = nn.initializers.normal(n**-0.5 / gain)
-                moments += nn.Dense(2 * self.latent, use_bias=False, dtype=self.dtype, kernel_init=start, name="shortcut")(gain * (flat - GREY))
-            return _moments(moments)
-        if self.family == "lstm":
-            x = join(x.reshape(*x.shape[:2], -1), condition)
-            for units in self.hidden:
-                x = Lstm(units, self.dtype)(x)
-            x = x[:, -1]
-        elif self.family == "hierarchical":
-            x = BarEncoder(self.hidden, self.bar, self.shortcut, self.dtype, name="bars")(join(x.reshape(*x.shape[:2], -1), condition))
         else:
-            x = dense_layers(join(x.reshape(x.shape[0], -1), condition), self.hidden, self.activation, self.dtype)
-        return _moments(nn.Dense(2 * self.latent, name="moments")(x.astype(jnp.float32)))
+            if self.family == "lstm":
+                x = join(x.reshape(*x.shape[:2], -1), condition)
+                for units in self.hidden:
+                    x = Lstm(units, self.dtype)(x)
+                x = x[:, -1]
+            elif self.family == "hierarchical":
+                x = BarEncoder(self.hidden, self.bar, self.dtype, name="bars")(join(x.reshape(*x.shape[:2], -1), condition))
+            else:
+                x = dense_layers(join(flat, condition), self.hidden, self.activation, self.dtype)
+            moments = nn.Dense(2 * self.latent, name="moments")(x.astype(jnp.float32))
+        if self.shortcut:
+            # Adam moves the n weights of a code number alike, so that a step moves the number by n times the mean grey, and training
+            # leaps: with that grey near 0, and n held at PIXELS, one learning rate serves all sizes
+            n = flat.shape[1]
+            gain = min(1.0, PIXELS / n)
+            start = nn.initializers.normal(n**-0.5 / gain)
+            moments += nn.Dense(2 * self.latent, use_bias=False, dtype=self.dtype, kernel_init=start, name="shortcut")(gain * (flat - GREY))
+        return _moments(moments)
 
 
 def _moments(x):
@@ -130,11 +131,9 @@ class Decoder(nn.Module):
             for channels in self.hidden[-2::-1]:
                 y = act(self.activation)(Up(channels, dtype=self.dtype)(y))
             y = Up(c, dtype=self.dtype, name="out")(y)
-            if self.shortcut:
-                y += nn.Dense(h * w * c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="shortcut")(z).reshape(y.shape)
         elif self.family in ROWS:
             settings = dict(hidden=self.hidden, width=w, channels=c, autoregressive=self.autoregressive, steps=h, dtype=self.dtype, name="rows")
-            rows = BarDecoder(bar=self.bar, shortcut=self.shortcut, **settings) if self.family == "hierarchical" else RowDecoder(**settings)
+            rows = BarDecoder(bar=self.bar, **settings) if self.family == "hierarchical" else RowDecoder(**settings)
             if feedback is None:
                 y = rows(z, x_bhwc.reshape(*x_bhwc.shape[:2], -1) if self.autoregressive else None)
             else:
@@ -143,6 +142,8 @@ class Decoder(nn.Module):
         else:
             y = dense_layers(z, self.hidden[::-1], self.activation, self.dtype)
             y = nn.Dense(h * w * c, dtype=self.dtype, name="out")(y)
+        if self.shortcut:
+            y = y.reshape(-1, h * w * c) + nn.Dense(h * w * c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="shortcut")(z)
         if self.level:
             noise |= {"level": nn.Dense(1, name="level")(z.astype(jnp.float32))[:, 0],
                       "level_logvar": jnp.clip(self.param("level_logvar", nn.initializers.constant(-4.0), (1,)), -LOGVAR_LIMIT, 0.0)}

@@ -28,7 +28,7 @@ class Model:
     hidden: tuple[int, ...] = (300, 300)  # from picture to code: widths, channels of stride-2 layers, or LSTM units
     latent: int = 40
     activation: str = "relu"  # relu, tanh, gelu, linear; dense only: gated. An LSTM has its own
-    shortcut: bool = False  # conv, hierarchical: a linear path beside convolutions or LSTMs, in encoder and decoder
+    shortcut: bool = False  # a linear path beside the layers of encoder and decoder
     autoregressive: bool = False  # lstm, hierarchical: the decoder also reads the row before
     bar: int = 16  # hierarchical: rows a bar, which is read alone and decoded from a state of its own
     condition: str = ""  # '' or label: given to encoder and decoder
@@ -269,9 +269,8 @@ def _check(config: Config, spec, front: fronts.Front) -> tuple[str, ...]:
     if m.family == "conv" and (shape[0] % step or shape[1] % step):
         raise UserError(f"{len(m.hidden)} stride-2 layers need a picture size that is a multiple of {step}, but {config.data.dir} has "
                         f"{shape[0]} x {shape[1]}; prepare it with another --size, or give fewer config.model.hidden.")
-    if m.shortcut and (m.family not in ("conv", "hierarchical") or m.autoregressive):
-        raise UserError("config.model.shortcut=True goes beside convolutions, or LSTMs that read none of their own rows: set config.model.family to "
-                        "'conv' or 'hierarchical', and config.model.autoregressive=False.")
+    if m.shortcut and m.autoregressive:
+        raise UserError("config.model.shortcut=True makes all rows at once, an autoregressive decoder one after the other: set one of them to False.")
     if m.family == "hierarchical" and (m.bar < 1 or shape[0] % m.bar):
         raise UserError(f"the hierarchical family makes bars of config.model.bar={m.bar} rows, and {config.data.dir} has {shape[0]} rows: give one "
                         f"that divides {shape[0]}.")
