@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.decomposition as decomposition
-import sklearn.metrics as skm
 import toys
 
-from vae_jax import assess_rolls, data, fronts, records, rolls, tasks
+from vae_jax import assess_rolls, attribute_vectors, data, fronts, records, rolls, tasks
 from vae_jax import mesh as meshes
 from vae_jax import update as updates
 from vae_jax.config import Config, Data, Eval, Optim, Run, UserError
@@ -147,22 +146,23 @@ def test_bars_are_read_alone_and_then_in_turn():
 
 
 @pytest.mark.parametrize("family", ["dense", "lstm", "hierarchical"])
-def test_the_shortcut_is_linear_and_reaches_every_cell(family):
-    """With all else silenced what remains is linear, from every cell to every number of the code and from there to every cell."""
+def test_the_shortcut_is_one_linear_map_beside_everything(family):
+    """With all else silenced every number of the code is a sum over all cells, and every cell one over all numbers of the code."""
     def alone(model, given):
-        params = model.init(jax.random.key(0), given)["params"]
-        kept = params["shortcut"] | {"kernel": jax.random.normal(jax.random.key(1), params["shortcut"]["kernel"].shape)}  # the decoder's starts at 0
-        return {"params": jax.tree.map(jnp.zeros_like, params) | {"shortcut": kept}}
+        shapes = jax.eval_shape(model.init, jax.random.key(0), given)["params"]
+        weights = jax.random.normal(jax.random.key(1), shapes["shortcut"]["kernel"].shape)
+        return {"params": jax.tree.map(lambda x: jnp.zeros(x.shape), shapes) | {"shortcut": shapes["shortcut"] | {"kernel": weights}}}, weights
 
     encoder = vae_models.Encoder(family, (8,), 6, shortcut=True, bar=4)
     decoder = vae_models.Decoder(family, (8,), (12, 5, 2), shortcut=True, bar=4)
-    x, z = jax.random.normal(jax.random.key(2), (12, 5, 2)), jax.random.normal(jax.random.key(3), (6,))
-    there, back = alone(encoder, x[None]), alone(decoder, z[None])
-    code = lambda x: encoder.apply(there, x[None])[0][0]
-    cells = lambda z: decoder.apply(back, z[None])["x"][0]
-    for fn, at in ((code, x), (cells, z)):
-        np.testing.assert_allclose(fn(2 * at) - fn(at), fn(at) - fn(0 * at), atol=1e-4)
-        assert np.all(jax.jacobian(fn)(at) != 0)
+    x, z = jax.random.normal(jax.random.key(2), (3, 12, 5, 2)), jax.random.normal(jax.random.key(3), (3, 6))
+    there, weights = alone(encoder, x)
+    moments = jnp.concatenate(jax.jit(encoder.apply)(there, x), -1)
+    np.testing.assert_allclose(moments, np.clip((x.reshape(3, -1) - vae_models.GREY) @ weights, [-np.inf] * 6 + [-12] * 6, [np.inf] * 6 + [12] * 6),
+                               atol=1e-4)
+    back, weights = alone(decoder, z)
+    back["params"]["shortcut"]["bias"] = jnp.zeros(120)
+    np.testing.assert_allclose(jax.jit(decoder.apply)(back, z)["x"].reshape(3, -1), z @ weights, atol=1e-4)
 
 
 def test_bars_hear_of_each_other_through_the_conductor_alone():
@@ -257,7 +257,7 @@ def test_the_nearest_training_window_and_principal_components_stand_beside_a_mod
     grid = rolls.grid(toys.GRID)
     train, test = (data.Source(folder, role).read(np.arange(n))["roll"] for role, n in (("train", 96), ("test", 24)))
     held = [rolls.parts(x, grid)[0].reshape(len(x), -1) > 0 for x in (train, test)]
-    pairs = np.array([[skm.f1_score(b, a, zero_division=1.0) for a in held[0]] for b in held[1]])
+    pairs = np.array([[2 * (a & b).sum() / (a.sum() + b.sum()) for a in held[0]] for b in held[1]])
     chosen = train[pairs.argmax(1)]
     found = assess_rolls.baselines(run, opened(run), pca.fit(fronts.cells(train, PITCHES, np), 2))
     np.testing.assert_array_equal(train[assess_rolls.nearest(test, train, grid)], chosen)
@@ -288,6 +288,26 @@ def test_figures_of_a_model_that_knows_the_notes(session_of):
     taught = data.open_source(run.config.data, "train").read(np.arange(96))["roll"]
     assert found["eval/test/sample_seen_pitch_distance"] == pytest.approx(
         0.5 * np.abs(rolls.pitch_classes(tune, grid) - rolls.pitch_classes(taught, grid)).sum())
+
+
+def test_the_way_to_major_is_fitted_and_taken_by_tonic(session_of, folder, monkeypatch):
+    run, grid = session_of(), rolls.grid(toys.GRID)
+    source = data.open_source(run.config.data, "train")
+    monkeypatch.setattr(attribute_vectors, "LEAST", 1)  # five windows of a tonic will do
+    found, roll = attribute_vectors.fit(run, source), source.read(np.arange(96))["roll"]
+    code, tonics, values = fronts.cells(roll, PITCHES, np).reshape(96, -1) / 255, rolls.tonics(roll, grid), rolls.attributes(roll, grid)
+    assert found["density"].shape == (1, code.shape[1]) and found["mode"].shape == (12, code.shape[1])
+    fitted = 0
+    for way, chosen in [(found["register"][0], np.full(96, True)), *((found["mode"][g], tonics == g) for g in range(12))]:
+        own = values["register" if chosen.all() else "mode"][chosen]
+        expected = np.zeros(code.shape[1])
+        if len(own) >= 5 and np.quantile(own, 0.2) < np.quantile(own, 0.8):
+            expected = code[chosen][own >= np.quantile(own, 0.8)].mean(0) - code[chosen][own <= np.quantile(own, 0.2)].mean(0)
+            fitted += 1
+        np.testing.assert_allclose(way, expected, atol=1e-5)
+    assert fitted > 2  # more than register and one tonic
+    np.testing.assert_array_equal(attribute_vectors.along(found["mode"], roll, grid), found["mode"][tonics])
+    np.testing.assert_array_equal(attribute_vectors.along(found["density"], roll[:2], grid), found["density"][[0, 0]])
 
 
 def test_the_threshold_is_kept_for_its_checkpoint_and_chosen_on_validation(session_of, folder):

@@ -172,6 +172,8 @@ def test_mode_against_corrcoef():
 def test_mode_in_every_key():
     major, minor = (0, 2, 4, 5, 7, 9, 11, 12, 7, 4, 0, 7), (0, 2, 3, 5, 7, 8, 11, 12, 7, 3, 0, 7)
     for tonic in range(48, 60):
-        modes = [rolls.attributes(rolls.from_notes([Note(i, i + 1, tonic + d) for i, d in enumerate(scale)], GRID, 0, 48), GRID)["mode"]
-                 for scale in (major, minor)]
+        made = np.stack([rolls.from_notes([Note(i, i + 1, tonic + d) for i, d in enumerate(scale)], GRID, 0, 48) for scale in (major, minor)])
+        modes = rolls.attributes(made, GRID)["mode"]
         assert modes[0] > 0.1 and modes[1] < -0.1
+        assert rolls.tonics(made, GRID).tolist() == [tonic % 12] * 2
+    assert rolls.tonics(np.zeros_like(made), GRID).tolist() == [0, 0]  # silence

@@ -225,21 +225,32 @@ def _f1(truth, made):
     return 2 * int((truth & made).sum()) / total if total else 1.0
 
 
-def attributes(rolls: np.ndarray, grid: Grid) -> dict[str, np.ndarray]:
-    """What is heard of each roll [.., steps, columns], float64 [..]: density, notes a quarter; register, mean pitch of its notes; mode.
-
-    mode: the correlation of the pitch classes, weighted by length, with the best major key less that with the best minor key (Krumhansl and
-    Schmuckler), above 0 for major. register and mode are NaN where no pitch sounds; mode also where all classes sound alike.
-    """
+def key_fits(rolls: np.ndarray, grid: Grid) -> np.ndarray:
+    """How well each roll [.., steps, columns] fits the twelve major, then the twelve minor keys, from C: the correlation of its pitch classes,
+    weighted by length, with the profile of the key (Krumhansl and Schmuckler), float64 [.., 24]; NaN where no pitch sounds, or all sound alike."""
     held, struck, _ = parts(rolls, grid)
-    begins = onsets(rolls, grid)
-    counts = begins[..., :pitches(grid)].sum(-2)
     classes = _by_class(((held != 0) | (struck != 0)).sum(-2), grid)
     centred = classes - classes.mean(-1, keepdims=True)
     shapes = PROFILES - PROFILES.mean(1, keepdims=True)
     keys = np.stack([np.roll(shape, tonic) / np.linalg.norm(shape) for shape in shapes for tonic in range(12)])
     with np.errstate(invalid="ignore", divide="ignore"):
+        return (centred @ keys.T) / np.linalg.norm(centred, axis=-1, keepdims=True)
+
+
+def tonics(rolls: np.ndarray, grid: Grid) -> np.ndarray:
+    """The tonic of the key that fits each roll best, int [..], 0 = C; 0 where none does."""
+    return key_fits(rolls, grid).argmax(-1) % 12
+
+
+def attributes(rolls: np.ndarray, grid: Grid) -> dict[str, np.ndarray]:
+    """What is heard of each roll [.., steps, columns], float64 [..]: density, notes a quarter; register, mean pitch of its notes; mode.
+
+    mode: how well the best major key fits (`key_fits`) less how well the best minor key does, above 0 for major. register and mode are NaN where no
+    pitch sounds; mode also where all classes sound alike.
+    """
+    begins, fits = onsets(rolls, grid), key_fits(rolls, grid)
+    counts = begins[..., :pitches(grid)].sum(-2)
+    with np.errstate(invalid="ignore", divide="ignore"):
         register = counts @ np.arange(grid.low, grid.high + 1) / counts.sum(-1)
-        fits = (centred @ keys.T) / np.linalg.norm(centred, axis=-1, keepdims=True)
     return {"density": begins.sum((-2, -1)) / (rolls.shape[-2] / grid.per_quarter), "register": register,
             "mode": fits[..., :12].max(-1) - fits[..., 12:].max(-1)}

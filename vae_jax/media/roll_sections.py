@@ -86,7 +86,8 @@ def attributes(run):
     head = ("vector", "as it is", *next(iter(found["moved"].values())), "change", "")
     text = ("The mean code of the fifth of the training windows with most of an attribute, less that of the fifth with least, added -1, 0 and +1 "
             f"times to the codes of {found['windows']} windows ({found['split']}), and what is then played: density in notes a quarter, register as "
-            "mean MIDI key, mode as how much better a major key fits than a minor one. Change is from -1 to +1, with its standard error.")
+            "mean MIDI key, mode as how much better a major key fits than a minor one (a vector for each tonic). Change is from -1 to +1, with its "
+            "standard error.")
     return html.Section("attributes", "Attribute vectors", text, table=html.Table(head, tuple(rows)))
 
 

@@ -5,8 +5,9 @@
     python -m vae_jax attributes --workdir=runs/chorales --midi=mine.mid --attribute=density --amount=0.5
 
 A vector is the mean code of the fifth of the training windows with most notes a quarter (density), with the highest mean pitch (register), or that
-fit a major key best and minor keys least (mode), less that of the opposite fifth. Prints what is heard at -1, 0 and +1 of each and how far each
-vector moves every attribute, and writes WORKDIR/attributes.json and attributes.npz, which `report` shows and a later call for this checkpoint takes.
+fit a major key best and minor keys least (mode, for every tonic on its own), less that of the opposite fifth. Prints what is heard at -1, 0 and +1
+of each and how far each vector moves every attribute, and writes WORKDIR/attributes.json and attributes.npz, which `report` shows and a later call
+for this checkpoint takes.
 With --midi, WORKDIR/attributes/NAME-ATTRIBUTE+1.mid and .wav, likewise -1, NAME+0.mid without a change, and NAME.png, a line of windows each in the
 order of the table that is printed, the original first.
 """
