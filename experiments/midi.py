@@ -7,7 +7,7 @@ under a conductor, posterior collapse and its cures (M5-midi), genres (M9).
 Data: python -m data_prep.midi --source=bach_chorales.zip --out=datasets/chorales --transpose=-5:6 --split=train:0.8,validation:0.1,test:0.1
       with --steps=100 --low=24 --high=101 into datasets/chorales_100 for `paper`, with --steps=256 --hop=64 into datasets/chorales_16bars for
       `sixteen_bars`; for `genres`, of a folder that has a folder of MIDI files a genre (chorales, openttd, simutrans):
-      python -m data_prep.midi --source=games --out=datasets/games --fold --split=train:0.8,validation:0.1,test:0.1
+      python -m data_prep.midi --source=games --out=datasets/games --fold --transpose=-5:6 --split=train:0.8,validation:0.1,test:0.1
 """
 
 from vae_jax.config import Config, Data, Eval, Optim, Run, Target, UserError
