@@ -1,4 +1,4 @@
-"""The LSTM layer: against one step after another by NumPy, its gradient by hand against autodiff of single steps."""
+"""The LSTM layer: against one step after another by NumPy, its gradient against that of single steps."""
 
 import jax
 import jax.numpy as jnp
